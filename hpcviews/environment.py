@@ -1,0 +1,57 @@
+"""The only file that reads the environment: what hpcviews takes from it, and what it keeps out of children."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+CLUSTER_VARIABLE = "HPCVIEWS_CLUSTER"
+"""Name of the cluster that `hpcviews.Client()` connects to; `hpcviews run` sets it for the script."""
+
+HOME_VARIABLE = "HPCVIEWS_HOME"
+"""Where the records of clusters are kept."""
+
+DEBUG_VARIABLE = "HPCVIEWS_DEBUG"
+"""Set to 1: the controller checks its invariants after every event, and logs more."""
+
+# What a batch system or an MPI starter tells its children. Passed on to a nested mpiexec it would make it believe
+# it is inside somebody else's job: wrong host lists, wrong binding, ranks that join the outer world.
+SCHEDULER_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")
+MPI_PREFIXES = ("PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "I_MPI_HYDRA", "MPI_LOCAL", "PALS_", "MPIR_CVAR_CH")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Thread counts of the numerical libraries; n engines on one node must share its cores."""
+
+
+def get_environment() -> dict[str, str]:
+    """A copy of this process's environment."""
+    return dict(os.environ)
+
+
+def find_cluster_name() -> str | None:
+    """The cluster named by the environment, or None."""
+    return os.environ.get(CLUSTER_VARIABLE) or None
+
+
+def is_debug() -> bool:
+    """Whether debugging was asked for."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def get_home() -> Path:
+    """Directory of all cluster records: $HPCVIEWS_HOME, else the XDG state directory.
+
+    It must be on a file system that all nodes of a cluster see.
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute()
+    state = os.environ.get("XDG_STATE_HOME")
+    base = Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state"
+    return base / "hpcviews"
+
+
+def scrub(environment: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+    """The environment without the variables that begin with one of `prefixes`."""
+    return {k: v for k, v in environment.items() if not k.startswith(prefixes)}

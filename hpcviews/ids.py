@@ -1,0 +1,49 @@
+"""The identifiers, as types: passing an engine's id where a client's belongs is a type error."""
+
+from __future__ import annotations
+
+import secrets
+from typing import NewType
+
+EngineId = NewType("EngineId", int)
+"""Small integer, given by the controller in order of registration (by rank inside an engine set)."""
+
+Session = NewType("Session", str)
+"""One client object; 16 hexadecimal digits, made by the client."""
+
+Seq = NewType("Seq", int)
+"""Number of a request within its session, from 0."""
+
+MsgId = NewType("MsgId", str)
+"""What users see: ``SESSION-SEQ``; unique for ever, and parseable."""
+
+RunKey = NewType("RunKey", int)
+"""One attempt to run one request on one engine; never reused, so a late reply of an older attempt is known."""
+
+Digest = NewType("Digest", bytes)
+"""16 bytes of BLAKE2b over a pickled function; its name on the wire."""
+
+SetId = NewType("SetId", int)
+"""An engine set: engines that were started together."""
+
+
+def make_session() -> Session:
+    """A new session, random enough never to meet another."""
+    return Session(secrets.token_hex(8))
+
+
+def render_msg_id(session: Session, seq: int) -> MsgId:
+    """``SESSION-SEQ``."""
+    return MsgId(f"{session}-{seq}")
+
+
+def parse_msg_id(msg_id: str) -> tuple[Session, Seq]:
+    """The inverse of `render_msg_id`.
+
+    Raises:
+        ValueError: Not a msg_id.
+    """
+    session, dash, seq = msg_id.rpartition("-")
+    if not dash or len(session) != 16 or not seq.isdigit():
+        raise ValueError(f"not a msg_id: {msg_id!r}; msg_ids look like 0123456789abcdef-42 (see AsyncResult.msg_ids)")
+    return Session(session), Seq(int(seq))

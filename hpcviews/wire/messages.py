@@ -1,0 +1,362 @@
+"""Every message of the protocol, one class each; nothing else decides what travels.
+
+A zmq message is ``[header, frame, frame, …]``. The header is one byte (the protocol's number) and a msgpack
+list of the messages below: any messages may share one zmq message, in order, which is how small ones are
+batched at every hop. A `Carrier` owns the next `frames` of the frames behind the header.
+
+Direction is written in each docstring: C client, K controller, E engine.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+PROTOCOL = 1
+"""Raised whenever a message changes in a way that the other side must know. Checked on every header."""
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Base of all messages. Immutable: the same object may go to many peers."""
+
+
+class Carrier(Message, array_like=True, frozen=True, gc=False):
+    """Base of the messages with a payload (see wire/payload.py).
+
+    `data` is the pickle's head when it is small, and then costs a copy; `frames` counts the zmq frames that
+    belong to this message: the head when it is big, and the out-of-band buffers. The controller forwards both
+    unread, the frames uncopied.
+    """
+
+    data: bytes
+    frames: int
+
+
+# ---------------------------------------------------------------- records inside messages
+
+
+class EngineInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What everyone may know of a registered engine."""
+
+    id: int
+    uuid: str
+    set_id: int
+    index: int
+    """Number inside its engine set, from 0; its rank where the set is an MPI world."""
+    rank: int | None
+    world_size: int | None
+    local_rank: int
+    """Number among the engines of its set on its node, from 0."""
+    host: str
+    pid: int
+    python: str
+    mpi: str
+    """The MPI library's name and version, "" without MPI."""
+    registered: float
+    """Unix time, seconds."""
+
+
+class EngineLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An engine that is gone, and why."""
+
+    id: int
+    why: str
+
+
+class SetInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An engine set as clients see it."""
+
+    id: int
+    launcher: str
+    n: int
+    state: str
+    """A `SetPhase` value of controller/state.py."""
+    why: str
+    """Reason of a failure in words, with the tail of the log, else ""."""
+    error: str
+    """Name of the class in errors.py that `why` is raised as, else ""."""
+    log: str
+    """Path of the starter's log file, "" when there is none."""
+
+
+class ErrorInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A failed request. The carrier's payload is the pickled original exception, if there is one."""
+
+    ename: str
+    evalue: str
+    traceback: str
+    local: bool
+    """True: an error of ours, raised as the class of that name in errors.py. False: user code raised."""
+    rank: int | None = None
+    host: str = ""
+    pid: int = 0
+    method: str = ""
+
+
+# ---------------------------------------------------------------- finding each other
+
+
+class Probe(Message, tag="probe", array_like=True, frozen=True, gc=False):
+    """C,E→K: who is at this address? Sent to all addresses at once; the first answer is used."""
+
+
+class ProbeReply(Message, tag="here", array_like=True, frozen=True, gc=False):
+    """K→C,E: this cluster is."""
+
+    cluster: str
+    generation: str
+    """Random name of this life of the controller, to tell it from an earlier one at the same address."""
+
+
+class ClientHello(Message, tag="client", array_like=True, frozen=True, gc=False):
+    """C→K: first message of a client on each connection."""
+
+    version: str
+    python: str
+    session: str
+    host: str
+    pid: int
+
+
+class EngineHello(Message, tag="engine", array_like=True, frozen=True, gc=False):
+    """E→K: first message of an engine on each connection."""
+
+    version: str
+    python: str
+    info: EngineInfo
+    """With id -1, or the id it had before the connection broke."""
+    failure: str
+    """Why this engine cannot serve ("" if it can): a world of the wrong size, an MPI of another make."""
+
+
+class Refused(Message, tag="refused", array_like=True, frozen=True, gc=False):
+    """K→C,E: your hello is not accepted. This message's layout never changes."""
+
+    error: str
+    """Name of the class in errors.py."""
+    text: str
+
+
+class Welcome(Message, tag="welcome", array_like=True, frozen=True, gc=False):
+    """K→C: hello accepted."""
+
+    cluster: str
+    generation: str
+    engines: list[EngineInfo]
+    sets: list[SetInfo]
+
+
+class EngineWelcome(Message, tag="welcome-engine", array_like=True, frozen=True, gc=False):
+    """K→E: hello accepted; from now on you are this engine."""
+
+    id: int
+
+
+class EnginesJoined(Message, tag="joined", array_like=True, frozen=True, gc=False):
+    """K→C: engines that registered."""
+
+    engines: list[EngineInfo]
+
+
+class EnginesLeft(Message, tag="left", array_like=True, frozen=True, gc=False):
+    """K→C: engines that are gone."""
+
+    engines: list[EngineLeft]
+
+
+class SetChanged(Message, tag="set", array_like=True, frozen=True, gc=False):
+    """K→C: an engine set moved to another state."""
+
+    info: SetInfo
+
+
+class ClientLeave(Message, tag="leave", array_like=True, frozen=True, gc=False):
+    """C→K: this client closes; what it queued may run, nobody waits for it."""
+
+
+class EngineLeave(Message, tag="leave-engine", array_like=True, frozen=True, gc=False):
+    """E→K: this engine ends by itself."""
+
+    why: str
+
+
+# ---------------------------------------------------------------- functions
+
+
+class Function(Carrier, tag="f", array_like=True, frozen=True, gc=False):
+    """C→K→E: a pickled function, once per receiver; later messages name it by digest."""
+
+    digest: bytes
+
+
+class ForgetFunction(Message, tag="ff", array_like=True, frozen=True, gc=False):
+    """C→K→E: the sender will not name this digest again without sending it again."""
+
+    digest: bytes
+
+
+# ---------------------------------------------------------------- requests and results
+
+
+class Request(Carrier, tag="q", array_like=True, frozen=True, gc=False):
+    """C→K: run on each of these engines. Their requests are numbered seq, seq + 1, … in the order of targets."""
+
+    seq: int
+    targets: list[int]
+    op: str
+    """What to do: a name in engine/operations.py. The controller does not read it."""
+    function: bytes
+    """Digest of a Function sent before, b"" for operations without one."""
+
+
+class Task(Carrier, tag="t", array_like=True, frozen=True, gc=False):
+    """C→K: run on one engine, which the scheduler chooses."""
+
+    seq: int
+    op: str
+    function: bytes
+    targets: list[int] | None
+    """Engines that may run it; None: any."""
+    retries: int
+    """How often it may be tried again after a failure or the loss of its engine."""
+
+
+class Run(Carrier, tag="r", array_like=True, frozen=True, gc=False):
+    """K→E: one attempt at one request."""
+
+    key: int
+    op: str
+    function: bytes
+
+
+class Done(Carrier, tag="d", array_like=True, frozen=True, gc=False):
+    """E→K: that attempt ended. Payload: the value, or the original exception."""
+
+    key: int
+    started: float
+    completed: float
+    error: ErrorInfo | None
+
+
+class Result(Carrier, tag="R", array_like=True, frozen=True, gc=False):
+    """K→C: request `seq` ended, on `engine` (-1: on none)."""
+
+    seq: int
+    engine: int
+    started: float
+    completed: float
+    error: ErrorInfo | None
+
+
+class RunOutput(Message, tag="ro", array_like=True, frozen=True, gc=False):
+    """E→K: text that user code wrote while attempt `key` ran; before its Done."""
+
+    key: int
+    stream: str
+    text: str
+
+
+class Output(Message, tag="o", array_like=True, frozen=True, gc=False):
+    """K→C: the same, for request `seq`."""
+
+    seq: int
+    engine: int
+    stream: str
+    text: str
+
+
+# ---------------------------------------------------------------- taking back
+
+
+class Abort(Message, tag="abort", array_like=True, frozen=True, gc=False):
+    """C→K: end these requests with TaskAborted if they have not started."""
+
+    seqs: list[int]
+
+
+class Withdraw(Message, tag="w", array_like=True, frozen=True, gc=False):
+    """K→E: give these attempts back if they have not started."""
+
+    keys: list[int]
+
+
+class Withdrawn(Message, tag="W", array_like=True, frozen=True, gc=False):
+    """E→K: answer to Withdraw: these had not started and will not run; the others have started."""
+
+    keys: list[int]
+    refused: list[int]
+
+
+# ---------------------------------------------------------------- the cluster itself
+
+
+class StatusQuery(Message, tag="status?", array_like=True, frozen=True, gc=False):
+    """C→K: tell what runs."""
+
+    seq: int
+
+
+class EngineStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An engine in a Status."""
+
+    info: EngineInfo
+    state: str
+    """"idle" or "busy"."""
+    queued: int
+    """Requests handed to it and not answered."""
+    completed: int
+
+
+class Status(Message, tag="status", array_like=True, frozen=True, gc=False):
+    """K→C: answer to StatusQuery."""
+
+    seq: int
+    state: str
+    host: str
+    pid: int
+    version: str
+    started: float
+    endpoints: list[str]
+    clients: int
+    waiting_tasks: int
+    malformed: int
+    engines: list[EngineStatus]
+    sets: list[SetInfo]
+
+
+class StopCluster(Message, tag="stop", array_like=True, frozen=True, gc=False):
+    """C→K: end the engines, then yourself. The connection closes when it is done."""
+
+
+class EngineStop(Message, tag="stop-engine", array_like=True, frozen=True, gc=False):
+    """K→E: end now."""
+
+    why: str
+    finalize: bool
+    """Every rank of the world ends with you, so MPI_Finalize (collective) can complete."""
+
+
+ToController = Union[  # noqa: UP007 - msgspec wants a Union it can read on Python 3.10
+    Probe,
+    ClientHello,
+    EngineHello,
+    ClientLeave,
+    EngineLeave,
+    Function,
+    ForgetFunction,
+    Request,
+    Task,
+    Done,
+    RunOutput,
+    Abort,
+    Withdrawn,
+    StatusQuery,
+    StopCluster,
+]
+ToClient = Union[  # noqa: UP007
+    ProbeReply, Refused, Welcome, EnginesJoined, EnginesLeft, SetChanged, Result, Output, Status
+]
+ToEngine = Union[  # noqa: UP007
+    ProbeReply, Refused, EngineWelcome, Function, ForgetFunction, Run, Withdraw, EngineStop
+]

@@ -1,0 +1,220 @@
+"""Python objects to payloads and back: pickle protocol 5 with the big buffers out of band.
+
+A payload is ``data`` (small, travels inside the message) and ``frames`` (zmq frames of their own). Big buffers
+are never copied: the sender's frames alias the object's memory, and what `loads` returns aliases the received
+frames. So the sender must leave the object alone until the frames have been sent (`MessageTracker`).
+
+Functions defined in ``__main__`` get the receiver's ``__main__`` as their globals, which on an engine is the
+user's namespace: they see what was pushed there, as they do in IPython.parallel. Globals of the sender that they
+use travel with them and fill the names the namespace does not have; see `_install_captured`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import cloudpickle
+import zmq
+
+from hpcviews.errors import SerializationError
+from hpcviews.ids import Digest
+
+ZERO_COPY_BYTES_MIN = 64 * 2**10
+"""Buffers from this size on travel as frames of their own, uncopied. Below, libzmq's bookkeeping for a foreign
+buffer costs more than the copy (it is also pyzmq's default copy_threshold)."""
+
+INLINE_BYTES_MAX = 64 * 2**10
+"""A pickle head up to this size travels inside the message."""
+
+
+class Payload(NamedTuple):
+    """A serialized object: `data` goes into the message, `frames` behind it."""
+
+    data: bytes
+    frames: list[zmq.Frame]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the wire."""
+        return len(self.data) + sum(len(frame) for frame in self.frames)
+
+    def tracker(self) -> zmq.MessageTracker | None:
+        """Done when libzmq has let go of every uncopied buffer; None when the payload was not tracked."""
+        trackers = [frame.tracker for frame in self.frames if frame.tracker is not None]
+        return zmq.MessageTracker(*trackers) if trackers else None
+
+
+EMPTY = Payload(b"", [])
+
+
+def dumps(obj: Any, *, track: bool = False, engine_names: Collection[str] = ()) -> Payload:
+    """Serialize `obj`.
+
+    Args:
+        obj: Anything that cloudpickle can pickle.
+        track: Make frames that tell when they are sent (`Payload.tracker`).
+        engine_names: Globals of ``__main__`` that functions find on the engine, so they need not travel.
+    Raises:
+        SerializationError: It cannot be pickled; the message says what.
+    """
+    frames: list[zmq.Frame] = []
+
+    def take_buffer(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes >= ZERO_COPY_BYTES_MIN:
+            frames.append(zmq.Frame(view, track=track, copy=False))
+            return False
+        if view.readonly:
+            # In band it would arrive read-only, and what an engine gets is writable whatever its size.
+            frames.append(zmq.Frame(view, copy=True))
+            return False
+        return True
+
+    sink = io.BytesIO()
+    try:
+        _Pickler(sink, take_buffer, engine_names).dump(obj)
+    except Exception as error:  # noqa: BLE001 - user code (__reduce__, __getstate__) runs here
+        raise SerializationError(f"cannot pickle {_describe(obj)}: {error}") from error
+    size = sink.tell()
+    if size <= INLINE_BYTES_MAX:
+        return Payload(sink.getvalue(), frames)
+    return Payload(b"", [zmq.Frame(sink.getbuffer(), track=track, copy=False), *frames])
+
+
+def loads(data: bytes, frames: Sequence[zmq.Frame]) -> Any:
+    """The object of a payload. Its big buffers alias `frames`, and are writable.
+
+    Raises:
+        SerializationError: It cannot be unpickled here; the message says what is missing.
+    """
+    buffers = [frame.buffer for frame in frames]
+    try:
+        if data:
+            return pickle.loads(data, buffers=buffers)
+        return pickle.loads(buffers[0], buffers=buffers[1:])
+    except Exception as error:  # noqa: BLE001 - user code (__setstate__, imports) runs here
+        hint = ""
+        if isinstance(error, ImportError):
+            hint = "; the module must be importable there too (on engines: installed, or in a directory of sys.path)"
+        raise SerializationError(f"cannot unpickle: {type(error).__name__}: {error}{hint}") from error
+
+
+def digest(payload: Payload) -> Digest:
+    """Name of a serialized function."""
+    state = hashlib.blake2b(payload.data, digest_size=16)
+    for frame in payload.frames:
+        state.update(frame.buffer)
+    return Digest(state.digest())
+
+
+def _describe(obj: Any) -> str:
+    """What was to be pickled, down to the part that cannot be, if it is near the top."""
+    if isinstance(obj, tuple) and len(obj) == 2 and isinstance(obj[0], tuple) and isinstance(obj[1], dict):
+        named = [(f"argument {i}", value) for i, value in enumerate(obj[0])]
+        named += [(f"argument {key!r}", value) for key, value in obj[1].items()]
+    elif isinstance(obj, dict):
+        named = [(f"{key!r}", value) for key, value in obj.items()]
+    else:
+        named = []
+    for name, value in named:
+        try:
+            cloudpickle.dumps(value)
+        except Exception:  # noqa: BLE001 - the same user code as above
+            return f"{name} (a {type(value).__name__})"
+    return f"a {type(obj).__name__}"
+
+
+# ---------------------------------------------------------------- functions of __main__
+
+
+class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle is untyped
+    def __init__(
+        self,
+        sink: io.BytesIO,
+        take_buffer: Callable[[pickle.PickleBuffer], bool],
+        engine_names: Collection[str],
+    ):
+        super().__init__(sink, protocol=5, buffer_callback=take_buffer)
+        self._engine_names = engine_names
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is memoryview:
+            return memoryview, (pickle.PickleBuffer(obj if obj.contiguous else obj.tobytes()),)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and kind is numpy.ndarray:
+            if not (obj.flags.c_contiguous or obj.flags.f_contiguous) and not obj.dtype.hasobject:
+                # numpy pickles a strided array in band; one copy into a contiguous one lets it go out of band.
+                return numpy.ascontiguousarray(obj).__reduce_ex__(5)
+            return NotImplemented
+        reduced = super().reducer_override(obj)
+        if kind is types.FunctionType and obj.__module__ == "__main__" and isinstance(reduced, tuple):
+            return self._reduce_main_function(obj, reduced)
+        return reduced
+
+    def _reduce_main_function(self, function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        # cloudpickle gives a function private globals holding only what it uses. Replace them by the
+        # receiver's namespace, and install what it uses by our rule instead of cloudpickle's update().
+        (make, (code, _own_globals, *rest), (attributes, slots), items, pairs, set_state) = reduced
+        captured = {k: v for k, v in slots["__globals__"].items() if k not in self._engine_names}
+        slots = {**slots, "__globals__": {}}
+        state = (captured, set_state, (attributes, slots))
+        return make, (code, _MAIN_GLOBALS, *rest), state, items, pairs, _set_main_function_state
+
+
+class _MainGlobals:
+    """Stands for the globals of ``__main__`` in a pickle."""
+
+    def __reduce__(self) -> Any:
+        return _main_globals, ()
+
+
+_MAIN_GLOBALS = _MainGlobals()
+
+
+def _main_globals() -> dict[str, Any]:
+    return sys.modules["__main__"].__dict__
+
+
+_captured: dict[str, Any] = {}
+"""Globals in ``__main__`` that came with a function, not by an assignment there."""
+
+
+def _set_main_function_state(function: types.FunctionType, state: Any) -> None:
+    captured, set_state, rest = state
+    set_state(function, rest)
+    _install_captured(captured)
+    if captured:
+        # A later function may bring another value of the same name; `refresh_captured` puts ours back.
+        function.__dict__["__hpcviews_captured__"] = captured
+
+
+def _install_captured(captured: dict[str, Any]) -> None:
+    """Bind the names a function brought along, unless the namespace has them by assignment.
+
+    So what was pushed, scattered or assigned on an engine always wins, and of captured values the latest.
+    """
+    namespace = _main_globals()
+    missing = object()
+    for name, value in captured.items():
+        present = namespace.get(name, missing)
+        if present is missing or present is _captured.get(name, missing):
+            namespace[name] = _captured[name] = value
+
+
+def refresh_captured(function: Any) -> None:
+    """Before calling a function that was unpickled earlier: make its own captured globals current."""
+    captured = getattr(function, "__hpcviews_captured__", None)
+    if captured:
+        _install_captured(captured)
+
+
+def forget_captured() -> None:
+    """After the namespace was cleared."""
+    _captured.clear()
