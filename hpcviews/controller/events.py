@@ -1,0 +1,77 @@
+"""What can happen to the core besides messages of peers, and what it orders besides messages to peers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hpcviews.ids import SetId
+
+
+@dataclass(frozen=True, slots=True)
+class SetStarted:
+    """The process that starts an engine set runs."""
+
+    set_id: SetId
+    launcher: str
+    n: int
+    is_world: bool
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetExited:
+    """That process is gone, and everything that it started."""
+
+    set_id: SetId
+    why: str
+    """How it ended, in words, with the tail of its log when that explains something."""
+    error: str
+    """Class in errors.py to raise for it when it was not asked to end: NoShow, MpiMismatch, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The cluster is to end: its owner is gone, or a signal came."""
+
+    why: str
+
+
+SetEvent = SetStarted | SetExited | StopRequested
+
+
+@dataclass(frozen=True, slots=True)
+class EndSets:
+    """See to it that the processes of these engine sets end.
+
+    Their engines have been told so over the wire; processes that are still there after the grace period are
+    killed. Each set is answered with SetExited.
+    """
+
+    set_ids: tuple[SetId, ...]
+    why: str
+
+
+class Post(Protocol):
+    """Hands an event to the core; only from the controller's thread."""
+
+    def __call__(self, event: SetEvent) -> None: ...
+
+
+class Service(Protocol):
+    """Something that lives in the controller's thread beside the core: the processes of the engine sets."""
+
+    def attach(self, post: Post) -> None:
+        """Called once, before the loop runs."""
+
+    def fds(self) -> frozenset[int]:
+        """File descriptors to watch for reading; asked for anew before every wait."""
+
+    def on_readable(self, fd: int, now: float) -> None:
+        """One of them is readable. `now` is time.monotonic()."""
+
+    def on_tick(self, now: float) -> float | None:
+        """Do what is due; say in how many seconds to be called again at the latest, None for not at all."""
+
+    def on_order(self, order: EndSets, now: float) -> None:
+        """The core wants something."""
