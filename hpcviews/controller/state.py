@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from hpcviews.ids import Digest, EngineId, RunKey, Seq, Session, SetId
+from hpcviews.ids import Digest, EngineId, RunKey, Session, SetId
 from hpcviews.wire import messages as m
 
 Frames = list[Any]
-"""Payload frames (zmq.Frame) that the core hands on unread."""
+"""Payload frames (zmq.Frame), which the core hands on unread."""
 
 Route = bytes
 """A connection of the controller's, as the shell names it. A peer that reconnects has a new one."""
+
+
+class IllegalMove(AssertionError):
+    """A record was to move where its table does not allow; our bug."""
+
+
+# ---------------------------------------------------------------- engine sets
 
 
 class SetPhase(enum.Enum):
@@ -24,7 +32,7 @@ class SetPhase(enum.Enum):
     READY = "ready"
     """All its engines have registered."""
     DEGRADED = "degraded"
-    """Some of its engines are lost, its process runs."""
+    """Some of its engines are lost; its process runs."""
     STOPPING = "stopping"
     ENDED = "ended"
     """Its process is gone, as asked."""
@@ -32,18 +40,14 @@ class SetPhase(enum.Enum):
     """Its process is gone, not as asked."""
 
 
-SET_MOVES: dict[SetPhase, frozenset[SetPhase]] = {
+SET_MOVES: Mapping[SetPhase, frozenset[SetPhase]] = {
     SetPhase.STARTING: frozenset({SetPhase.READY, SetPhase.DEGRADED, SetPhase.STOPPING, SetPhase.FAILED}),
     SetPhase.READY: frozenset({SetPhase.DEGRADED, SetPhase.STOPPING, SetPhase.FAILED}),
-    SetPhase.DEGRADED: frozenset({SetPhase.STOPPING, SetPhase.FAILED, SetPhase.READY}),
+    SetPhase.DEGRADED: frozenset({SetPhase.READY, SetPhase.STOPPING, SetPhase.FAILED}),
     SetPhase.STOPPING: frozenset({SetPhase.ENDED, SetPhase.FAILED}),
     SetPhase.ENDED: frozenset(),
     SetPhase.FAILED: frozenset(),
 }
-
-
-class IllegalMove(AssertionError):
-    """A record was to move where its table does not allow; our bug."""
 
 
 @dataclass(slots=True)
@@ -55,26 +59,140 @@ class EngineSet:
     n: int
     is_world: bool
     log: str
+    base: int
+    """Id of its engine with index 0."""
     phase: SetPhase = SetPhase.STARTING
     why: str = ""
     error: str = ""
     engines: set[EngineId] = field(default_factory=set)
-    registered: int = 0
-    """How many of its engines have ever registered."""
+    """Those that are registered now."""
+    lost: int = 0
+    """How many of its engines have been lost and have not come back."""
     story: deque[str] = field(default_factory=lambda: deque(maxlen=16))
 
-    def move(self, to: SetPhase, why: str, error: str = "") -> None:
+    def move(self, to: SetPhase, why: str = "", error: str = "") -> None:
         """Go to another phase."""
-        self.story.append(f"{self.phase.value} -> {to.value}: {why.splitlines()[0] if why else ''}")
+        self.story.append(f"{self.phase.value} -> {to.value} ({why.splitlines()[0] if why else 'no reason'})")
         if to not in SET_MOVES[self.phase]:
             raise IllegalMove(f"engine set {self.id}: " + "; ".join(self.story))
         self.phase, self.why, self.error = to, why, error
 
     @property
-    def may_bring_engines(self) -> bool:
-        """Whether engines that have not registered yet may still do so."""
-        return self.phase is SetPhase.STARTING
+    def is_over(self) -> bool:
+        """Whether its process is gone."""
+        return self.phase in (SetPhase.ENDED, SetPhase.FAILED)
 
     def info(self) -> m.SetInfo:
         """As clients see it."""
         return m.SetInfo(self.id, self.launcher, self.n, self.phase.value, self.why, self.error, self.log)
+
+
+# ---------------------------------------------------------------- peers
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A connected client."""
+
+    route: Route
+    session: Session
+    host: str
+    pid: int
+    works: dict[int, Work] = field(default_factory=dict)
+    """What it waits for, by seq."""
+    is_listening: bool = True
+    """False once its connection is gone: results of it have nowhere to go."""
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """A registered engine."""
+
+    id: EngineId
+    route: Route
+    info: m.EngineInfo
+    in_flight: dict[RunKey, Work] = field(default_factory=dict)
+    """Handed to it and not answered, oldest first."""
+    functions: set[Digest] = field(default_factory=set)
+    """Those it has been sent."""
+    completed: int = 0
+    credit: int = 1
+    """How many requests the scheduler lets it hold at most."""
+    run_time_s: float | None = None
+    """Smoothed run time of its tasks; None before the first."""
+    moved_at: float = 0.0
+    """When it last took or answered something, in the loop's monotonic seconds."""
+    pools: list[Any] = field(default_factory=list)
+    """The scheduler's pools it belongs to."""
+
+    @property
+    def load(self) -> int:
+        """Requests it holds."""
+        return len(self.in_flight)
+
+
+# ---------------------------------------------------------------- requests and tasks
+
+
+class WorkPhase(enum.IntEnum):
+    """States of a request for one engine, or of a task."""
+
+    QUEUED = 0
+    """A task that waits for an engine."""
+    SENT = 1
+    """Handed to an engine; it may have started."""
+    RECALLED = 2
+    """Asked back from its engine, which has not answered yet."""
+    ENDED = 3
+    """Answered to the client, or dropped with it."""
+
+
+WORK_MOVES: Mapping[WorkPhase, frozenset[WorkPhase]] = {
+    WorkPhase.QUEUED: frozenset({WorkPhase.SENT, WorkPhase.ENDED}),
+    WorkPhase.SENT: frozenset({WorkPhase.QUEUED, WorkPhase.RECALLED, WorkPhase.ENDED}),
+    WorkPhase.RECALLED: frozenset({WorkPhase.QUEUED, WorkPhase.SENT, WorkPhase.ENDED}),
+    WorkPhase.ENDED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A request of a client for one engine (`is_task` False), or a task (True)."""
+
+    client: Client
+    seq: int
+    op: str
+    function: Digest
+    data: bytes
+    frames: Frames
+    is_task: bool
+    targets: frozenset[EngineId] | None
+    retries: int
+    phase: WorkPhase = WorkPhase.QUEUED
+    engine: Engine | None = None
+    key: RunKey = RunKey(-1)
+    tried: set[EngineId] | None = None
+    """Engines that failed it, when there are retries."""
+    is_aborting: bool = False
+
+    def move(self, to: WorkPhase) -> None:
+        """Go to another phase."""
+        if to not in WORK_MOVES[self.phase]:
+            raise IllegalMove(
+                f"{'task' if self.is_task else 'request'} {self.client.session}-{self.seq} "
+                f"(engine {self.engine.id if self.engine else None}, key {self.key}): "
+                f"{self.phase.name} -> {to.name}"
+            )
+        self.phase = to
+
+
+P = TypeVar("P", bound=enum.Enum)
+
+
+def render_moves(moves: Mapping[P, frozenset[P]]) -> str:
+    """A table of moves as a Mermaid state diagram, for the docs."""
+    lines = ["stateDiagram-v2"]
+    for source, targets in moves.items():
+        for target in sorted(targets, key=lambda phase: list(type(phase)).index(phase)):
+            lines.append(f"    {source.name} --> {target.name}")
+    return "\n".join(lines)

@@ -1,0 +1,253 @@
+"""Who belongs to the cluster: clients, engines and engine sets come, go and are lost."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hpcviews.controller import requests
+from hpcviews.controller.events import EndSets, SetExited, SetStarted
+from hpcviews.controller.outbox import Outbox
+from hpcviews.controller.state import Client, Engine, EngineSet, Route, SetPhase
+from hpcviews.errors import ProtocolError
+from hpcviews.ids import EngineId, Session, SetId
+from hpcviews.wire import messages as m
+
+if TYPE_CHECKING:
+    from hpcviews.controller.core import Core
+
+log = logging.getLogger("hpcviews.controller.members")
+
+
+# ---------------------------------------------------------------- clients
+
+
+def on_client_hello(core: Core, out: Outbox, route: Route, hello: m.ClientHello) -> None:
+    """A client connects, or connects again."""
+    refusal = _compare_versions(core, "this client", hello.version, hello.python)
+    if refusal:
+        log.warning("client on %s (pid %d) refused: %s", hello.host, hello.pid, refusal)
+        out.send(route, m.Refused("VersionMismatch", refusal))
+        return
+    if route in core.clients:
+        raise ProtocolError("a second hello on one connection")
+    core.clients[route] = Client(route, Session(hello.session), hello.host, hello.pid)
+    log.info("client %s: connected from %s, pid %d", hello.session, hello.host, hello.pid)
+    identity = core.identity
+    engines = [engine.info for _, engine in sorted(core.engines.items())]
+    sets = [engine_set.info() for engine_set in core.sets.values()]
+    out.send(route, m.Welcome(identity.cluster, identity.generation, engines, sets))
+
+
+def on_client_leave(core: Core, out: Outbox, client: Client) -> None:
+    """A client closes; what it has asked for runs, and the results are dropped."""
+    log.info("client %s: left, %d requests go on", client.session, len(client.works))
+    _forget_client(core, out, client, keep_running=True)
+
+
+def on_client_lost(core: Core, out: Outbox, client: Client) -> None:
+    """A client's connection is gone without a word."""
+    log.info("client %s: lost, %d unfinished requests dropped", client.session, len(client.works))
+    _forget_client(core, out, client, keep_running=False)
+
+
+def _forget_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> None:
+    requests.drop_client(core, out, client, keep_running)
+    core.functions.forget_all_of(out, client)
+    del core.clients[client.route]
+
+
+def _tell_clients(core: Core, out: Outbox, message: m.Message) -> None:
+    for route in core.clients:
+        out.send(route, message)
+
+
+# ---------------------------------------------------------------- engines
+
+
+def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello, now: float) -> None:
+    """An engine registers, or connects again."""
+    refusal = _compare_versions(core, "this engine", hello.version, hello.python)
+    error = "VersionMismatch" if refusal else "MpiMismatch"
+    refusal = refusal or hello.failure
+    engine_set = core.sets.get(SetId(hello.info.set_id))
+    if refusal:
+        log.error("engine on %s (pid %d) refused: %s", hello.info.host, hello.info.pid, refusal)
+        out.send(route, m.Refused(error, refusal))
+        if engine_set is not None:
+            _give_up_set(core, out, engine_set, refusal, error)
+        return
+    if core.stopping or (engine_set is not None and engine_set.phase in (SetPhase.STOPPING, SetPhase.FAILED)):
+        out.send(route, m.EngineStop(core.stopping or "its engine set ends", False))
+        return
+    if route in core.engine_by_route:
+        raise ProtocolError("a second hello on one connection")
+    for other in core.engines.values() if hello.info.id >= 0 else ():
+        if other.info.uuid == hello.info.uuid:
+            # It reconnected before we noticed that its old connection is gone.
+            on_engine_lost(core, out, other, "connected anew")
+            break
+    engine_id = _choose_engine_id(core, engine_set, hello.info)
+    info = msgspec.structs.replace(hello.info, id=engine_id)
+    engine = Engine(engine_id, route, info)
+    core.engines[engine_id] = engine
+    core.engine_by_route[route] = engine
+    if core.gone.pop(engine_id, None) is not None and engine_set is not None:
+        engine_set.lost -= 1
+    core.scheduler.add_engine(engine)
+    log.info("engine %d: registered from %s, pid %d, rank %s", engine_id, info.host, info.pid, info.rank)
+    out.send(route, m.EngineWelcome(engine_id))
+    _tell_clients(core, out, m.EnginesJoined([info]))
+    if engine_set is not None:
+        engine_set.engines.add(engine_id)
+        if len(engine_set.engines) == engine_set.n and engine_set.phase is not SetPhase.READY:
+            _move_set(core, out, engine_set, SetPhase.READY)
+    out.ask_for_scheduling()
+
+
+def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
+    """An engine's connection is gone, or it left: what it held is tried again or fails."""
+    del core.engines[engine.id]
+    del core.engine_by_route[engine.route]
+    core.gone[engine.id] = why
+    _trim_gone(core)
+    core.scheduler.remove_engine(engine)
+    held = engine.load
+    requeued = requests.lose_engine(core, out, engine, why)
+    core.functions.engine_gone(engine)
+    level = logging.INFO if core.stopping else logging.WARNING
+    log.log(level, "engine %d: lost (%s), %d requests failed, %d requeued", engine.id, why, held - requeued, requeued)
+    _tell_clients(core, out, m.EnginesLeft([m.EngineLeft(engine.id, why)]))
+    engine_set = core.sets.get(SetId(engine.info.set_id))
+    if engine_set is not None:
+        engine_set.engines.discard(engine.id)
+        engine_set.lost += 1
+        if engine_set.phase in (SetPhase.STARTING, SetPhase.READY):
+            _move_set(core, out, engine_set, SetPhase.DEGRADED, f"engine {engine.id} was lost: {why}")
+    requests.end_stranded(core, out)
+
+
+def _choose_engine_id(core: Core, engine_set: EngineSet | None, info: m.EngineInfo) -> EngineId:
+    wanted = info.id if info.id >= 0 else -1
+    if wanted < 0 and engine_set is not None and 0 <= info.index < engine_set.n:
+        wanted = engine_set.base + info.index
+    if wanted >= 0 and EngineId(wanted) not in core.engines and wanted < core.next_engine_id:
+        return EngineId(wanted)
+    core.next_engine_id += 1
+    return EngineId(core.next_engine_id - 1)
+
+
+def _trim_gone(core: Core) -> None:
+    from hpcviews.controller.core import GONE_ENGINES_KEPT
+
+    while len(core.gone) > GONE_ENGINES_KEPT:
+        del core.gone[next(iter(core.gone))]
+
+
+# ---------------------------------------------------------------- engine sets
+
+
+def on_set_started(core: Core, out: Outbox, event: SetStarted) -> None:
+    """The process that starts a set runs."""
+    engine_set = EngineSet(
+        event.set_id, event.launcher, event.n, event.is_world, event.log, base=core.next_engine_id
+    )
+    # Ids follow the index inside the set, so engine 3 of the first set is rank 3 whoever registers first.
+    core.next_engine_id += event.n
+    core.sets[event.set_id] = engine_set
+    log.info("engine set %d: %d engines by %s", event.set_id, event.n, event.launcher)
+    _tell_clients(core, out, m.SetChanged(engine_set.info()))
+
+
+def on_set_exited(core: Core, out: Outbox, event: SetExited) -> None:
+    """The process of a set, and everything it started, is gone."""
+    engine_set = core.sets[event.set_id]
+    for engine_id in sorted(engine_set.engines):
+        on_engine_lost(core, out, core.engines[engine_id], "died with the process that started it")
+    if engine_set.phase is SetPhase.STOPPING:
+        # A set that was given up is not "ended as asked": it keeps the error it was given up for.
+        to = SetPhase.FAILED if engine_set.error else SetPhase.ENDED
+        _move_set(core, out, engine_set, to, engine_set.why, engine_set.error)
+    else:
+        _move_set(core, out, engine_set, SetPhase.FAILED, event.why, event.error)
+    requests.end_stranded(core, out)
+    _finish_if_over(core, out)
+
+
+def _give_up_set(core: Core, out: Outbox, engine_set: EngineSet, why: str, error: str) -> None:
+    """One of its engines can never serve, so the set cannot be what was asked for: end it."""
+    if engine_set.phase is SetPhase.STOPPING or engine_set.is_over:
+        return
+    _move_set(core, out, engine_set, SetPhase.STOPPING, why, error)
+    for engine_id in sorted(engine_set.engines):
+        out.send(core.engines[engine_id].route, m.EngineStop(why, False))
+    out.order(EndSets((engine_set.id,), why))
+
+
+def _move_set(
+    core: Core, out: Outbox, engine_set: EngineSet, to: SetPhase, why: str = "", error: str = ""
+) -> None:
+    engine_set.move(to, why, error)
+    level = logging.ERROR if to is SetPhase.FAILED else logging.INFO
+    log.log(level, "engine set %d: %s%s", engine_set.id, to.value, f" ({why})" if why else "")
+    _tell_clients(core, out, m.SetChanged(engine_set.info()))
+
+
+def describe_state(core: Core) -> str:
+    """The cluster's state in one word."""
+    if core.stopping:
+        return "stopping"
+    phases = {engine_set.phase for engine_set in core.sets.values()}
+    for phase in (SetPhase.STARTING, SetPhase.FAILED, SetPhase.DEGRADED, SetPhase.STOPPING):
+        if phase in phases:
+            return "running" if phase is SetPhase.STOPPING else phase.value
+    return "running"
+
+
+# ---------------------------------------------------------------- the end
+
+
+def on_stop(core: Core, out: Outbox, why: str) -> None:
+    """End everything: the engines over the wire, their processes by order, then this process."""
+    if core.stopping:
+        return
+    core.stopping = why
+    log.info("stopping: %s", why)
+    ending = []
+    for engine_set in core.sets.values():
+        if engine_set.phase is not SetPhase.STOPPING and not engine_set.is_over:
+            _move_set(core, out, engine_set, SetPhase.STOPPING, why)
+        if not engine_set.is_over:
+            ending.append(engine_set.id)
+    for engine in core.engines.values():
+        owner = core.sets.get(SetId(engine.info.set_id))
+        # MPI_Finalize is collective: with one rank missing the others would wait for it.
+        whole = owner is not None and owner.is_world and len(owner.engines) == owner.n
+        out.send(engine.route, m.EngineStop(why, whole))
+    requests.end_stranded(core, out)
+    if ending:
+        out.order(EndSets(tuple(ending), why))
+    _finish_if_over(core, out)
+
+
+def _finish_if_over(core: Core, out: Outbox) -> None:
+    if core.stopping and all(engine_set.is_over for engine_set in core.sets.values()):
+        out.finish()
+
+
+def _compare_versions(core: Core, who: str, version: str, python: str) -> str:
+    """Why a peer's versions do not fit; "" if they do."""
+    ours = core.identity
+    if version != ours.version:
+        return (
+            f"{who} has hpcviews {version}, the controller of cluster {ours.cluster!r} has {ours.version}; "
+            "install the same version on both sides, or start the cluster from this environment"
+        )
+    if python != ours.python:
+        return (
+            f"{who} runs Python {python}, the controller of cluster {ours.cluster!r} runs Python {ours.python}; "
+            "functions cannot travel between Python versions, so start the cluster from this environment"
+        )
+    return ""

@@ -1,0 +1,25 @@
+"""All that the core can do to the world."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hpcviews.controller.events import EndSets
+from hpcviews.controller.state import Frames, Route
+from hpcviews.wire.messages import Message
+
+
+class Outbox(Protocol):
+    """Effects of the core. Nothing happens at once: messages leave in order when the handler has returned."""
+
+    def send(self, route: Route, message: Message, frames: Frames | None = None) -> None:
+        """Send to a peer; `frames` are forwarded uncopied."""
+
+    def order(self, order: EndSets) -> None:
+        """Have the processes of engine sets ended."""
+
+    def ask_for_scheduling(self) -> None:
+        """Something changed that may let a task be placed."""
+
+    def finish(self) -> None:
+        """The cluster has ended: leave the loop when what was sent has left."""

@@ -1,0 +1,277 @@
+"""What clients want run: from the request to its result. Every request ends, in exactly one Result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hpcviews.controller.outbox import Outbox
+from hpcviews.controller.state import Client, Engine, Frames, Work, WorkPhase
+from hpcviews.ids import Digest, EngineId, RunKey
+from hpcviews.wire import messages as m
+
+if TYPE_CHECKING:
+    from hpcviews.controller.core import Core
+
+
+# ---------------------------------------------------------------- from clients
+
+
+def on_request(core: Core, out: Outbox, client: Client, message: m.Request, frames: Frames, now: float) -> None:
+    """Queue a request on all its engines, in one step: two clients' requests have the same order on every engine."""
+    digest = Digest(message.function)
+    for offset, target in enumerate(message.targets):
+        seq = message.seq + offset
+        engine = core.engines.get(EngineId(target))
+        if engine is None:
+            _refuse(core, out, client, seq, target)
+            continue
+        if digest and not core.functions.use(digest):
+            _refuse_unknown_function(out, client, seq)
+            continue
+        work = Work(client, seq, message.op, digest, message.data, frames, False, None, 0)
+        client.works[seq] = work
+        hand_out(core, out, work, engine, now)
+
+
+def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Frames, now: float) -> None:
+    """Queue a task for the scheduler."""
+    digest = Digest(message.function)
+    if digest and not core.functions.use(digest):
+        _refuse_unknown_function(out, client, message.seq)
+        return
+    targets = None if message.targets is None else frozenset(map(EngineId, message.targets))
+    work = Work(
+        client, message.seq, message.op, digest, message.data, frames, True, targets, message.retries
+    )
+    client.works[message.seq] = work
+    core.scheduler.put(work)
+    if core.stopping:
+        fail(core, out, work, "TaskAborted", f"the cluster is stopping: {core.stopping}")
+        return
+    if not core.engines or targets is not None:
+        end_stranded(core, out)
+    out.ask_for_scheduling()
+
+
+def on_abort(core: Core, out: Outbox, client: Client, message: m.Abort, frames: Frames, now: float) -> None:
+    """End requests that have not started; what an engine holds is asked back first."""
+    asked: dict[Engine, list[int]] = {}
+    for seq in message.seqs:
+        work = client.works.get(seq)
+        if work is None:
+            continue
+        work.is_aborting = True
+        if work.phase is WorkPhase.QUEUED:
+            fail(core, out, work, "TaskAborted", "withdrawn before it started")
+        elif work.phase is WorkPhase.SENT:
+            assert work.engine is not None
+            work.move(WorkPhase.RECALLED)
+            asked.setdefault(work.engine, []).append(work.key)
+    for engine, keys in asked.items():
+        out.send(engine.route, m.Withdraw(keys))
+
+
+# ---------------------------------------------------------------- from engines
+
+
+def on_done(core: Core, out: Outbox, engine: Engine, message: m.Done, frames: Frames, now: float) -> None:
+    """An attempt ended."""
+    work = engine.in_flight.pop(RunKey(message.key), None)
+    if work is None:
+        core.late_replies += 1
+        return
+    engine.completed += 1
+    engine.moved_at = now
+    scheduler = core.scheduler
+    if work.is_task:
+        scheduler.learn(engine, message.completed - message.started)
+    scheduler.update_load(engine)
+    out.ask_for_scheduling()
+    if message.error is not None and work.is_task and work.retries > 0 and not work.is_aborting:
+        retry(core, out, work)
+        return
+    client = work.client
+    _end(core, out, work)
+    if client.is_listening:
+        out.send(
+            client.route,
+            m.Result(
+                message.data, message.frames, work.seq, engine.id, message.started, message.completed, message.error
+            ),
+            frames,
+        )
+
+
+def on_run_output(core: Core, out: Outbox, engine: Engine, message: m.RunOutput, frames: Frames, now: float) -> None:
+    """Text that a running request wrote."""
+    work = engine.in_flight.get(RunKey(message.key))
+    if work is None:
+        core.late_replies += 1
+    elif work.client.is_listening:
+        out.send(work.client.route, m.Output(work.seq, engine.id, message.stream, message.text))
+
+
+def on_withdrawn(core: Core, out: Outbox, engine: Engine, message: m.Withdrawn, frames: Frames, now: float) -> None:
+    """An engine gave attempts back, or says that they have started."""
+    for number in message.keys:
+        work = engine.in_flight.pop(RunKey(number), None)
+        if work is None:
+            core.late_replies += 1
+        elif work.is_aborting:
+            fail(core, out, work, "TaskAborted", "withdrawn before it started")
+        elif not work.client.is_listening:
+            _end(core, out, work)
+        else:
+            _queue_again(core, work, in_front=True)
+    for number in message.refused:
+        work = engine.in_flight.get(RunKey(number))
+        if work is not None and work.phase is WorkPhase.RECALLED:
+            work.move(WorkPhase.SENT)
+    engine.moved_at = now
+    core.scheduler.update_load(engine)
+    out.ask_for_scheduling()
+
+
+# ---------------------------------------------------------------- moves
+
+
+def hand_out(core: Core, out: Outbox, work: Work, engine: Engine, now: float) -> None:
+    """Send a request or task to its engine."""
+    if work.function:
+        core.functions.provide(out, engine, work.function)
+    if not engine.in_flight:
+        engine.moved_at = now
+    key = core.take_key()
+    work.move(WorkPhase.SENT)
+    work.engine, work.key = engine, key
+    engine.in_flight[key] = work
+    out.send(engine.route, m.Run(work.data, len(work.frames), key, work.op, work.function), work.frames)
+    core.scheduler.update_load(engine)
+
+
+def recall(core: Core, out: Outbox, engine: Engine, works: list[Work]) -> None:
+    """Ask works back from an engine."""
+    for work in works:
+        work.move(WorkPhase.RECALLED)
+    out.send(engine.route, m.Withdraw([work.key for work in works]))
+
+
+def retry(core: Core, out: Outbox, work: Work) -> None:
+    """Queue a task again after its attempt failed; it is no longer in flight."""
+    assert work.engine is not None
+    work.retries -= 1
+    if work.tried is None:
+        work.tried = set()
+    work.tried.add(work.engine.id)
+    _queue_again(core, work, in_front=True)
+    out.ask_for_scheduling()
+
+
+def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
+    """End a request with an error of ours."""
+    engine_id = work.engine.id if work.engine is not None and work.phase is not WorkPhase.QUEUED else -1
+    if work.phase is WorkPhase.QUEUED:
+        core.scheduler.drop(work)
+    _end(core, out, work)
+    if work.client.is_listening:
+        out.send(work.client.route, _failure(work.seq, engine_id, error, text))
+
+
+def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
+    """What a lost engine held: tried again where allowed, else failed. Returns how many were requeued."""
+    works = list(engine.in_flight.values())
+    engine.in_flight.clear()
+    requeued = 0
+    for work in works:
+        if not work.client.is_listening:
+            _end(core, out, work)
+        elif work.is_task and work.retries > 0 and not work.is_aborting:
+            retry(core, out, work)
+            requeued += 1
+        else:
+            fail(core, out, work, "EngineError", f"engine {engine.id} {why} before it answered")
+    return requeued
+
+
+def drop_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> None:
+    """A client is gone. Unless it left politely, what it queued is dropped and what has not started is asked back."""
+    client.is_listening = False
+    asked: dict[Engine, list[int]] = {}
+    for work in list(client.works.values()):
+        if keep_running:
+            continue
+        if work.phase is WorkPhase.QUEUED:
+            core.scheduler.drop(work)
+            _end(core, out, work)
+        elif work.phase is WorkPhase.SENT:
+            assert work.engine is not None
+            work.is_aborting = True
+            work.move(WorkPhase.RECALLED)
+            asked.setdefault(work.engine, []).append(work.key)
+    for engine, keys in asked.items():
+        out.send(engine.route, m.Withdraw(keys))
+
+
+def end_stranded(core: Core, out: Outbox) -> None:
+    """Fail the tasks that no engine will ever run: nothing waits for ever for engines that cannot come."""
+    if any(s.phase.value == "starting" for s in core.sets.values()) and not core.stopping:
+        return
+    for work in core.scheduler.take_stranded():
+        client, targets = work.client, work.targets
+        _end(core, out, work)
+        if not client.is_listening:
+            continue
+        if targets is None:
+            result = _failure(work.seq, -1, "NoEnginesRegistered", _describe_no_engines(core))
+        else:
+            result = _failure(work.seq, -1, *_describe_missing(core, min(targets)))
+        out.send(client.route, result)
+
+
+def iterate_unfinished(core: Core) -> Iterator[Work]:
+    """Every work that has not ended, each once; also those whose client is gone."""
+    for pool in core.scheduler.pools.values():
+        for queue in pool.queues.values():
+            yield from (work for work in queue if work.phase is WorkPhase.QUEUED)
+    for engine in core.engines.values():
+        yield from engine.in_flight.values()
+
+
+def _queue_again(core: Core, work: Work, in_front: bool) -> None:
+    work.move(WorkPhase.QUEUED)
+    work.engine, work.key = None, RunKey(-1)
+    core.scheduler.put(work, in_front)
+
+
+def _end(core: Core, out: Outbox, work: Work) -> None:
+    work.move(WorkPhase.ENDED)
+    work.client.works.pop(work.seq, None)
+    if work.function:
+        core.functions.unuse(out, work.function)
+    # An ended task may stay in its queue until its turn comes; its payload must not.
+    work.data, work.frames = b"", []
+
+
+def _refuse(core: Core, out: Outbox, client: Client, seq: int, target: int) -> None:
+    out.send(client.route, _failure(seq, target, *_describe_missing(core, EngineId(target))))
+
+
+def _refuse_unknown_function(out: Outbox, client: Client, seq: int) -> None:
+    text = "the request names a function that was not sent (a bug in the client)"
+    out.send(client.route, _failure(seq, -1, "ProtocolError", text))
+
+
+def _describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
+    if engine_id in core.gone:
+        return "EngineError", f"engine {engine_id} {core.gone[engine_id]}"
+    return "NoSuchEngine", f"no engine {engine_id}; engines now: {sorted(core.engines) or 'none'}"
+
+
+def _describe_no_engines(core: Core) -> str:
+    reasons = [f"engine set {s.id} {s.phase.value}: {s.why}" for s in core.sets.values() if s.why]
+    return "no engine is there and none is being started" + ("; " + "; ".join(reasons) if reasons else "")
+
+
+def _failure(seq: int, engine_id: int, error: str, text: str) -> m.Result:
+    return m.Result(b"", 0, seq, engine_id, 0.0, 0.0, m.ErrorInfo(error, text, "", True))

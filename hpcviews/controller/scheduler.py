@@ -1,0 +1,317 @@
+"""Which engine runs which task: pure, and O(1) amortised per event whatever the number of engines.
+
+Tasks wait in *pools*, one per set of engines they may run on (usually one: any engine). In a pool every client has
+its own queue and they take turns. A task goes to the engine with the fewest requests among those below their
+*credit*. Credit follows measured run time, so that an engine holds about `WORK_AHEAD_S` of work: no-op tasks stream,
+minute-long ones are placed one by one. What an engine holds but has not started can be *recalled* for an idle one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from hpcviews.controller.state import Client, Engine, Work, WorkPhase
+from hpcviews.ids import EngineId
+
+WORK_AHEAD_S = 0.010
+"""How much work an engine may hold: enough to hide a round trip of a loaded controller (some ms) many times."""
+
+CREDIT_MAX = 1024
+"""Bounds what one lost engine can take with it."""
+
+PAIR_RUN_TIME_S = 0.5
+"""Tasks shorter than this are handed out two at a time: the second one hides the round trip (about 0.2 ms), and can
+be recalled. For longer ones the round trip is below 0.1 % anyway."""
+
+RECALL_AFTER_S = 0.005
+"""An engine that has neither taken nor answered anything for so long is taken to be busy with a long task."""
+
+_SMOOTHING = 0.3
+"""Weight of the latest run time: three tasks tell most of the story, one straggler does not."""
+
+
+class LoadIndex:
+    """Engines by load: the least and the most loaded one in O(1) amortised."""
+
+    __slots__ = ("_buckets", "_load_of", "_lowest")
+
+    def __init__(self) -> None:
+        self._buckets: list[dict[EngineId, Engine]] = [{}]
+        self._load_of: dict[EngineId, int] = {}
+        self._lowest = 0
+
+    def __len__(self) -> int:
+        return len(self._load_of)
+
+    def put(self, engine: Engine, load: int) -> None:
+        """Add an engine, or move it to another load."""
+        present = self._load_of.get(engine.id)
+        if present is not None:
+            if present == load:
+                return
+            del self._buckets[present][engine.id]
+        while len(self._buckets) <= load:
+            self._buckets.append({})
+        self._buckets[load][engine.id] = engine
+        self._load_of[engine.id] = load
+        self._lowest = min(self._lowest, load)
+
+    def remove(self, engine: Engine) -> None:
+        """Take an engine out, if it is in."""
+        present = self._load_of.pop(engine.id, None)
+        if present is not None:
+            del self._buckets[present][engine.id]
+
+    def find_lowest(self) -> Engine | None:
+        """The engine with the smallest load; among equals the one that has it longest."""
+        if not self._load_of:
+            return None
+        buckets = self._buckets
+        while not buckets[self._lowest]:
+            self._lowest += 1
+        return next(iter(buckets[self._lowest].values()))
+
+    def iterate_from_highest(self) -> Iterator[Engine]:
+        """Engines, the most loaded first."""
+        while len(self._buckets) > 1 and not self._buckets[-1]:
+            self._buckets.pop()
+        self._lowest = min(self._lowest, len(self._buckets) - 1)
+        for bucket in reversed(self._buckets):
+            yield from bucket.values()
+
+    def load_of(self, engine: Engine) -> int | None:
+        """The load an engine is filed under; None when it is not in."""
+        return self._load_of.get(engine.id)
+
+
+class Pool:
+    """Tasks that may run on the same engines."""
+
+    __slots__ = ("count", "queues", "room", "targets")
+
+    def __init__(self, targets: frozenset[EngineId] | None):
+        self.targets = targets
+        self.room = LoadIndex()
+        """Its engines that are below their credit."""
+        self.queues: dict[Client, deque[Work]] = {}
+        """Waiting tasks; the first client's turn is next. May hold ended ones, which are passed over."""
+        self.count = 0
+        """Waiting tasks that have not ended."""
+
+    def admits(self, engine: Engine) -> bool:
+        """Whether its tasks may run on `engine`."""
+        return self.targets is None or engine.id in self.targets
+
+    def put(self, work: Work, in_front: bool) -> None:
+        """Add a task; those that were out already go in front."""
+        queue = self.queues.get(work.client)
+        if queue is None:
+            queue = self.queues[work.client] = deque()
+        if in_front:
+            queue.appendleft(work)
+        else:
+            queue.append(work)
+        self.count += 1
+
+    def take_next(self) -> Work | None:
+        """The task whose turn it is."""
+        while self.queues:
+            client, queue = next(iter(self.queues.items()))
+            work = None
+            while queue:
+                candidate = queue.popleft()
+                if candidate.phase is WorkPhase.QUEUED:
+                    work = candidate
+                    break
+            del self.queues[client]
+            if queue:
+                self.queues[client] = queue  # to the end: the next client's turn
+            if work is not None:
+                self.count -= 1
+                return work
+        return None
+
+    def note_ended(self) -> None:
+        """A task of this pool ended while it waited; its empty record stays in the queue until its turn."""
+        self.count -= 1
+        if not self.count:
+            self.queues.clear()
+
+
+class Scheduler:
+    """All waiting tasks and the load of all engines."""
+
+    def __init__(self) -> None:
+        self.engines: dict[EngineId, Engine] = {}
+        self.loads = LoadIndex()
+        self.pools: dict[frozenset[EngineId] | None, Pool] = {None: Pool(None)}
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for an engine."""
+        return sum(pool.count for pool in self.pools.values())
+
+    # ------------------------------------------------------------ engines
+
+    def add_engine(self, engine: Engine) -> None:
+        """An engine registered."""
+        self.engines[engine.id] = engine
+        engine.pools = [pool for pool in self.pools.values() if pool.admits(engine)]
+        self.update_load(engine)
+
+    def remove_engine(self, engine: Engine) -> None:
+        """An engine is gone."""
+        del self.engines[engine.id]
+        self.loads.remove(engine)
+        for pool in engine.pools:
+            pool.room.remove(engine)
+        engine.pools = []
+
+    def update_load(self, engine: Engine) -> None:
+        """An engine's load or credit changed."""
+        load = len(engine.in_flight)
+        self.loads.put(engine, load)
+        if load < engine.credit:
+            for pool in engine.pools:
+                pool.room.put(engine, load)
+        else:
+            for pool in engine.pools:
+                pool.room.remove(engine)
+
+    def learn(self, engine: Engine, run_time_s: float) -> None:
+        """An engine finished a task that took so long; its credit follows."""
+        known = engine.run_time_s
+        smoothed = run_time_s if known is None else known + _SMOOTHING * (run_time_s - known)
+        engine.run_time_s = smoothed = max(smoothed, 1e-7)
+        least = 2 if smoothed < PAIR_RUN_TIME_S else 1
+        wanted = min(int(WORK_AHEAD_S / smoothed), CREDIT_MAX)
+        # Doubling, not jumping: the first short task must not draw hundreds of unknown ones after it.
+        engine.credit = max(least, min(wanted, 2 * engine.credit))
+
+    # ------------------------------------------------------------ tasks
+
+    def put(self, work: Work, in_front: bool = False) -> None:
+        """A task waits for an engine."""
+        pool = self.pools.get(work.targets)
+        if pool is None:
+            pool = self.pools[work.targets] = Pool(work.targets)
+            assert work.targets is not None
+            for engine_id in work.targets:
+                engine = self.engines.get(engine_id)
+                if engine is not None:
+                    engine.pools.append(pool)
+                    if len(engine.in_flight) < engine.credit:
+                        pool.room.put(engine, len(engine.in_flight))
+        pool.put(work, in_front)
+
+    def drop(self, work: Work) -> None:
+        """A waiting task ended. Call before moving it."""
+        pool = self.pools[work.targets]
+        pool.note_ended()
+        self._close_if_empty(pool)
+
+    def take_placement(self) -> tuple[Work, Engine] | None:
+        """The next task and the engine it goes to, or None when nothing can be placed now."""
+        for pool in self.pools.values():
+            if not pool.count:
+                continue
+            engine = pool.room.find_lowest()
+            if engine is None:
+                continue
+            work = pool.take_next()
+            assert work is not None
+            if work.tried and engine.id in work.tried:
+                engine = self._find_untried(pool, work.tried) or engine
+            if len(self.pools) > 1:
+                self._pass_turn(pool)
+            return work, engine
+        return None
+
+    def _find_untried(self, pool: Pool, tried: set[EngineId]) -> Engine | None:
+        # Only for tasks that failed before, so a scan over engines is not in a hot path.
+        candidates = [e for e in self.engines.values() if pool.admits(e) and e.id not in tried]
+        return min(candidates, key=lambda e: (e.load, e.id), default=None)
+
+    def _pass_turn(self, pool: Pool) -> None:
+        if pool.targets is None or pool.count:
+            del self.pools[pool.targets]
+            self.pools[pool.targets] = pool
+        else:
+            self._close_if_empty(pool)
+
+    def _close_if_empty(self, pool: Pool) -> None:
+        if pool.targets is not None and not pool.count:
+            del self.pools[pool.targets]
+            for engine_id in pool.targets:
+                engine = self.engines.get(engine_id)
+                if engine is not None:
+                    engine.pools.remove(pool)
+
+    def take_stranded(self) -> list[Work]:
+        """The waiting tasks none of whose engines is there; for when none can come either."""
+        stranded: list[Work] = []
+        for pool in list(self.pools.values()):
+            if not pool.count:
+                continue
+            alive = self.engines if pool.targets is None else pool.targets & self.engines.keys()
+            if alive:
+                continue
+            while (work := pool.take_next()) is not None:
+                stranded.append(work)
+            self._close_if_empty(pool)
+        return stranded
+
+    # ------------------------------------------------------------ recall
+
+    @property
+    def may_recall(self) -> bool:
+        """Whether an engine is idle while another holds more than it can be running."""
+        if self.pools[None].count or len(self.engines) < 2:
+            return False
+        lowest = self.loads.find_lowest()
+        if lowest is None or lowest.load:
+            return False
+        highest = next(self.loads.iterate_from_highest())
+        return highest.load > 1
+
+    def choose_recall(self, now: float) -> tuple[Engine, list[Work]] | None:
+        """Works to take back from the most loaded engine that looks stuck in a long task, half of what it holds."""
+        idle = self.loads.find_lowest()
+        if idle is None or idle.load:
+            return None
+        for engine in self.loads.iterate_from_highest():
+            if engine.load < 2:
+                return None
+            if now - engine.moved_at < RECALL_AFTER_S:
+                continue
+            works = []
+            for work in reversed(list(engine.in_flight.values())[1:]):
+                if work.is_task and work.phase is WorkPhase.SENT and (work.targets is None or idle.id in work.targets):
+                    works.append(work)
+                if len(works) >= (engine.load + 1) // 2:
+                    break
+            if works:
+                return engine, works
+        return None
+
+    # ------------------------------------------------------------ debugging
+
+    def check(self) -> None:
+        """Assert that the indexes say what the records say."""
+        for engine in self.engines.values():
+            assert self.loads.load_of(engine) == engine.load, f"engine {engine.id}: load index is off"
+            assert engine.credit >= 1
+            for pool in self.pools.values():
+                assert (pool in engine.pools) == pool.admits(engine), f"engine {engine.id}: pools are off"
+                filed = pool.room.load_of(engine)
+                if pool.admits(engine) and engine.load < engine.credit:
+                    assert filed == engine.load, f"engine {engine.id}: room {filed}, load {engine.load}"
+                else:
+                    assert filed is None
+        assert len(self.loads) == len(self.engines)
+        for targets, pool in self.pools.items():
+            waiting = [w for q in pool.queues.values() for w in q if w.phase is WorkPhase.QUEUED]
+            assert pool.count == len(waiting), f"pool {targets}: counts {pool.count}, holds {len(waiting)}"
+            assert all(w.targets == targets for w in waiting)
+            assert targets is None or pool.count, "an empty pool was kept"
