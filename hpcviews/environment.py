@@ -18,7 +18,7 @@ DEBUG_VARIABLE = "HPCVIEWS_DEBUG"
 # What a batch system or an MPI starter tells its children. Passed on to a nested mpiexec it would make it believe
 # it is inside somebody else's job: wrong host lists, wrong binding, ranks that join the outer world.
 SCHEDULER_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")
-MPI_PREFIXES = ("PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "I_MPI_HYDRA", "MPI_LOCAL", "PALS_", "MPIR_CVAR_CH")
+MPI_PREFIXES = ("PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "I_MPI_HYDRA", "MPI_LOCAL", "PALS_")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """Thread counts of the numerical libraries; n engines on one node must share its cores."""
@@ -55,3 +55,18 @@ def get_home() -> Path:
 def scrub(environment: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
     """The environment without the variables that begin with one of `prefixes`."""
     return {k: v for k, v in environment.items() if not k.startswith(prefixes)}
+
+
+def find_mpi_rank() -> tuple[int, int] | None:
+    """Rank and local rank that an MPI starter gave this process; None outside of one.
+
+    SLURM_PROCID is not asked: under mpiexec it is the number of the daemon, not of the rank.
+    """
+    for rank, local in (
+        ("PMIX_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("PMI_RANK", "MPI_LOCALRANKID"),
+        ("PALS_RANKID", "PALS_LOCAL_RANKID"),
+    ):
+        if rank in os.environ:
+            return int(os.environ[rank]), int(os.environ.get(local, "0"))
+    return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from hpcviews.controller.core import Core, Identity
 from hpcviews.controller.events import Service
 from hpcviews.controller.gate import Keys, make_keys
 from hpcviews.controller.loop import ControllerLoop
-from hpcviews.wire.access import Access, read_host_id
+from hpcviews.wire.access import Access, get_python_version, read_host_id
 
 
 class Controller:
@@ -74,7 +73,3 @@ class Controller:
         """Serve until the cluster has ended."""
         self.loop.run()
 
-
-def get_python_version() -> str:
-    """Major and minor: what pickled functions depend on."""
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -97,7 +97,9 @@ class Core:
 # ---------------------------------------------------------------- events
 
 
-def on_message(core: Core, out: Outbox, route: Route, role: str, message: m.Message, frames: Frames, now: float) -> None:
+def on_message(
+    core: Core, out: Outbox, route: Route, role: str, message: m.Message, frames: Frames, now: float
+) -> None:
     """A message of a peer. `role` is what its key allows: "client", "engine" or "any" (the ipc socket).
 
     Raises:

@@ -59,7 +59,7 @@ class Gate:
 
     def answer(self) -> None:
         """Answer all waiting questions."""
-        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self.socket.poll(0):
             request = self.socket.recv_multipart()
             request_id = request[1] if len(request) > 1 else b""
             role = None
@@ -69,7 +69,8 @@ class Gate:
                 role = self._roles.get(request[6])
             if role is None:
                 self.denied += 1
-                log.warning("denied a connection from %s: its key is not of this cluster", address.decode(errors="replace"))
+                peer = address.decode(errors="replace")
+                log.warning("denied a connection from %s: its key is not of this cluster", peer)
                 self.socket.send_multipart([_VERSION, request_id, b"400", b"not a key of this cluster", b"", b""])
             else:
                 # The role becomes the connection's User-Id, which the loop reads from the hello.

@@ -56,7 +56,7 @@ class _Door:
     def read_disconnects(self) -> list[Route]:
         gone = []
         assert self.monitor is not None
-        while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)
             route = self.route_by_fd.pop(event["value"], None)
             if route is not None:
@@ -107,7 +107,10 @@ class ControllerLoop:
             self._ipc.socket.bind(f"ipc://{ipc_path}")
             endpoints.append(f"ipc://{ipc_path}")
         for address in tcp_addresses:
-            host = f"[{address}]" if ":" in address else address
+            is_v6 = ":" in address
+            # Only then: with the option, libzmq reports IPv4 addresses in their IPv6 form.
+            self._tcp.socket.setsockopt(zmq.IPV6, int(is_v6))
+            host = f"[{address}]" if is_v6 else address
             self._tcp.socket.bind(f"tcp://{host}:{port if port else '*'}")
             endpoint = self._tcp.socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore[union-attr]
             port = port or int(endpoint.rsplit(":", 1)[1])
@@ -238,7 +241,7 @@ class ControllerLoop:
                 # All events of an earlier connection with the same fd are in the monitor by now: the I/O thread
                 # reported them before it read this message.
                 self._take_disconnects(door)
-                door.route_by_fd[parts[1].get(zmq.SRCFD)] = route  # type: ignore[index]
+                door.route_by_fd[parts[1].get(zmq.SRCFD)] = route
                 if door is self._tcp:
                     role = str(parts[1].get("User-Id"))
             own: Frames = []

@@ -118,7 +118,7 @@ def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
     requeued = requests.lose_engine(core, out, engine, why)
     core.functions.engine_gone(engine)
     level = logging.INFO if core.stopping else logging.WARNING
-    log.log(level, "engine %d: lost (%s), %d requests failed, %d requeued", engine.id, why, held - requeued, requeued)
+    log.log(level, "engine %d: %s; %d requests failed, %d requeued", engine.id, why, held - requeued, requeued)
     _tell_clients(core, out, m.EnginesLeft([m.EngineLeft(engine.id, why)]))
     engine_set = core.sets.get(SetId(engine.info.set_id))
     if engine_set is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hpcviews.controller.outbox import Outbox
-from hpcviews.controller.state import Client, Engine, Frames, Work, WorkPhase
+from hpcviews.controller.state import NO_KEY, Client, Engine, Frames, Work, WorkPhase
 from hpcviews.ids import Digest, EngineId, RunKey
 from hpcviews.wire import messages as m
 
@@ -240,7 +240,7 @@ def iterate_unfinished(core: Core) -> Iterator[Work]:
 
 def _queue_again(core: Core, work: Work, in_front: bool) -> None:
     work.move(WorkPhase.QUEUED)
-    work.engine, work.key = None, RunKey(-1)
+    work.engine, work.key = None, NO_KEY
     core.scheduler.put(work, in_front)
 
 

@@ -134,6 +134,9 @@ class Engine:
 # ---------------------------------------------------------------- requests and tasks
 
 
+NO_KEY = RunKey(-1)
+
+
 class WorkPhase(enum.IntEnum):
     """States of a request for one engine, or of a task."""
 
@@ -170,7 +173,7 @@ class Work:
     retries: int
     phase: WorkPhase = WorkPhase.QUEUED
     engine: Engine | None = None
-    key: RunKey = RunKey(-1)
+    key: RunKey = NO_KEY
     tried: set[EngineId] | None = None
     """Engines that failed it, when there are retries."""
     is_aborting: bool = False
@@ -193,6 +196,6 @@ def render_moves(moves: Mapping[P, frozenset[P]]) -> str:
     """A table of moves as a Mermaid state diagram, for the docs."""
     lines = ["stateDiagram-v2"]
     for source, targets in moves.items():
-        for target in sorted(targets, key=lambda phase: list(type(phase)).index(phase)):
+        for target in sorted(targets, key=list(moves).index):
             lines.append(f"    {source.name} --> {target.name}")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import sys
 from pathlib import Path
 
 import msgspec
@@ -46,6 +47,11 @@ def read_host_id() -> str:
     """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}/{Path('/proc/self/ns/mnt').stat().st_ino}"
+
+
+def get_python_version() -> str:
+    """Major and minor: what pickled functions depend on."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def write_private(path: Path, content: bytes) -> None:

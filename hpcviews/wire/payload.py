@@ -79,7 +79,7 @@ def dumps(obj: Any, *, track: bool = False, engine_names: Collection[str] = ()) 
     sink = io.BytesIO()
     try:
         _Pickler(sink, take_buffer, engine_names).dump(obj)
-    except Exception as error:  # noqa: BLE001 - user code (__reduce__, __getstate__) runs here
+    except Exception as error:
         raise SerializationError(f"cannot pickle {_describe(obj)}: {error}") from error
     size = sink.tell()
     if size <= INLINE_BYTES_MAX:
@@ -98,7 +98,7 @@ def loads(data: bytes, frames: Sequence[zmq.Frame]) -> Any:
         if data:
             return pickle.loads(data, buffers=buffers)
         return pickle.loads(buffers[0], buffers=buffers[1:])
-    except Exception as error:  # noqa: BLE001 - user code (__setstate__, imports) runs here
+    except Exception as error:
         hint = ""
         if isinstance(error, ImportError):
             hint = "; the module must be importable there too (on engines: installed, or in a directory of sys.path)"

@@ -44,7 +44,6 @@ def set_common_options(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.IPV6, 1)
 
 
 @dataclass
@@ -65,7 +64,7 @@ class Link:
     def read_changes(self) -> list[bool]:
         """Connection changes since the last call: True for connected (again), False for lost."""
         changes = []
-        while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)["event"]
             if event == _FOUND:
                 changes.append(True)
@@ -78,6 +77,7 @@ def open_link(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, access: Ac
     """Begin to connect to one address. Reconnects by itself for as long as it is open."""
     socket = context.socket(zmq.DEALER)
     set_common_options(socket)
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
     if not endpoint.startswith("ipc:"):
@@ -211,6 +211,11 @@ class _Attempt:
 
 def _ipc_answers(endpoint: str) -> bool:
     return _try_plain(endpoint) == ""
+
+
+def ipc_is_gone(endpoint: str) -> bool:
+    """Whether this is an ipc address that nobody listens on any more: its process is dead, not just busy."""
+    return endpoint.startswith("ipc:") and not _ipc_answers(endpoint)
 
 
 def _why_untried(endpoint: str, access: Access) -> str:

@@ -1,0 +1,140 @@
+"""Assembles an engine: options, log file, MPI world, I/O thread, and user code on the main thread."""
+
+from __future__ import annotations
+
+import getopt
+import io
+import os
+import secrets
+import signal
+import socket
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hpcviews import environment
+from hpcviews.engine.loop import EngineLoop
+from hpcviews.engine.namespace import make_namespace
+from hpcviews.engine.output import OutputCapture
+from hpcviews.engine.worker import Worker
+from hpcviews.errors import UsageError
+from hpcviews.wire import messages as m
+from hpcviews.wire.access import get_python_version
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is told on its command line; nothing of it is secret."""
+
+    access: Path
+    """The engine's access file. It may not exist yet: start order does not matter."""
+    set_id: int
+    starter: str
+    """Name of the starter; "fork" engines are no MPI ranks, others are if `is_world`."""
+    expect: int
+    """How many engines the set has; the size its world must have."""
+    is_world: bool = False
+    index: int = 0
+    local_index: int = 0
+    logs: Path | None = None
+    """Directory of log files; None: keep stdout and stderr as they are."""
+    paths: tuple[str, ...] = ()
+    """Put in front of sys.path, after the working directory."""
+    timeout_s: float = 300.0
+    """How long to try to reach the controller before giving up."""
+
+
+def parse_options(argv: list[str]) -> tuple[EngineOptions, int]:
+    """Options from a command line, and --n (how many engines to fork; 1 if it is not there).
+
+    getopt, not argparse: this runs once per rank of thousands, and argparse costs 8 ms.
+
+    Raises:
+        UsageError: Not a command line of ours.
+    """
+    names = ["access=", "set=", "starter=", "expect=", "world", "index=", "logs=", "path=", "timeout=", "n="]
+    try:
+        pairs, rest = getopt.getopt(argv, "", names)
+    except getopt.GetoptError as error:
+        raise UsageError(f"engine: {error}") from None
+    given = dict(pairs)
+    if rest or "--access" not in given:
+        raise UsageError("engine: --access FILE is needed, and no other arguments; engines are started by a launcher")
+    try:
+        options = EngineOptions(
+            access=Path(given["--access"]),
+            set_id=int(given.get("--set", "0")),
+            starter=given.get("--starter", ""),
+            expect=int(given.get("--expect", "1")),
+            is_world="--world" in given,
+            index=int(given.get("--index", "0")),
+            logs=Path(given["--logs"]) if "--logs" in given else None,
+            paths=tuple(value for name, value in pairs if name == "--path"),
+            timeout_s=float(given.get("--timeout", "300")),
+        )
+        return options, int(given.get("--n", "1"))
+    except ValueError as error:
+        raise UsageError(f"engine: {error}") from None
+
+
+def run_engine(options: EngineOptions) -> None:
+    """Be an engine until told to stop. Never returns: the process ends."""
+    failure, mpi, rank, world_size = "", "", None, None
+    if options.is_world:
+        # The environment tells the rank before MPI does, so that MPI's own start-up messages are in our log.
+        found = environment.find_mpi_rank()
+        if found is not None:
+            options = replace(options, index=found[0], local_index=found[1])
+    _open_log(options)
+    if options.is_world:
+        from hpcviews.engine import world
+
+        joined = world.join(options.expect)
+        failure, mpi, rank, world_size = joined.failure, joined.library, joined.rank, joined.size
+        if not failure:
+            options = replace(options, index=joined.rank)
+    for path in reversed(options.paths):
+        if path not in sys.path:
+            sys.path.insert(1, path)
+    info = m.EngineInfo(
+        id=-1,
+        uuid=secrets.token_hex(8),
+        set_id=options.set_id,
+        index=options.index,
+        rank=rank,
+        world_size=world_size,
+        local_rank=options.local_index,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        python=get_python_version(),
+        mpi=mpi,
+        registered=0.0,
+    )
+    namespace = make_namespace()
+    worker = Worker(namespace, info)
+    output = OutputCapture()
+    loop = EngineLoop(options.access, info, failure, worker, output, options.timeout_s)
+    worker.attach(loop, output)
+    output.attach(loop, worker)
+    signal.signal(signal.SIGINT, worker.on_interrupt)
+    loop.start()
+    ended = worker.run()
+    if ended.finalize and options.is_world and not failure:
+        world.finalize()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: user threads and atexit handlers of whatever was imported must not keep a cluster alive.
+    os._exit(ended.code)
+
+
+def _open_log(options: EngineOptions) -> None:
+    if options.logs is None:
+        return
+    path = options.logs / f"engine-{options.set_id}.{options.index}.log"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # the process may end without flushing

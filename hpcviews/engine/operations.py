@@ -1,0 +1,124 @@
+"""What a request can ask an engine to do. Each operation gets the worker's view of things and the unpickled payload."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import types
+from collections.abc import Callable
+from typing import Any
+
+from hpcviews.engine.namespace import clear_namespace
+from hpcviews.errors import RemoteError, SerializationError
+
+SOURCES_KEPT = 100
+"""How many executed cells keep their source for tracebacks."""
+
+
+class Operations:
+    """The operations, over one namespace."""
+
+    def __init__(self, namespace: dict[str, Any], describe_error: Callable[[BaseException], RemoteError]):
+        self._namespace = namespace
+        self._describe_error = describe_error
+        self._execution_count = 0
+        self._sources: list[str] = []
+        self._by_name: dict[str, Callable[[Callable[..., Any] | None, Any], Any]] = {
+            "apply": self._apply,
+            "map": self._map,
+            "execute": self._execute,
+            "push": self._push,
+            "pull": self._pull,
+            "clear": self._clear,
+        }
+
+    def run(self, op: str, function: Callable[..., Any] | None, payload: Any) -> Any:
+        """Do it.
+
+        Raises:
+            Whatever user code raises.
+        """
+        operation = self._by_name.get(op)
+        if operation is None:
+            raise SerializationError(f"this engine has no operation {op!r}; it has {', '.join(self._by_name)}")
+        return operation(function, payload)
+
+    @staticmethod
+    def _apply(function: Callable[..., Any] | None, payload: Any) -> Any:
+        args, kwargs = payload
+        assert function is not None
+        del payload
+        return function(*args, **kwargs)
+
+    def _map(self, function: Callable[..., Any] | None, payload: Any) -> list[Any]:
+        """Apply to each element of a chunk; with `return_exceptions` a failed element is its error."""
+        sequences, return_exceptions = payload
+        assert function is not None
+        if not return_exceptions:
+            return list(map(function, *sequences))
+        values: list[Any] = []
+        for items in zip(*sequences, strict=False):
+            try:
+                values.append(function(*items))
+            except Exception as error:  # noqa: BLE001 - the boundary around user code, per element
+                values.append(self._describe_error(error))
+        return values
+
+    def _execute(self, function: Any, payload: Any) -> dict[str, Any]:
+        """Run source text like a notebook cell: the value of a last expression is the result."""
+        code, silent, filename = payload
+        if not silent:
+            self._execution_count += 1
+        name = filename or f"<hpcviews execute {len(self._sources) + 1}>"
+        if not filename:
+            self._remember_source(name, code)
+        tree = ast.parse(code, name)
+        last: ast.Expr | None = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            last = tree.body.pop()
+        exec(compile(tree, name, "exec"), self._namespace)
+        text = None
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), name, "eval"), self._namespace)
+            if value is not None and not silent:
+                self._namespace["_"] = value
+                text = repr(value)
+            elif value is not None:
+                text = repr(value) if _has_cheap_repr(value) else None
+        return {"execution_count": self._execution_count, "text": text}
+
+    def _remember_source(self, name: str, code: str) -> None:
+        # Without this the lines of a cell are missing from its tracebacks.
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        self._sources.append(name)
+        if len(self._sources) > SOURCES_KEPT:
+            linecache.cache.pop(self._sources[-SOURCES_KEPT - 1], None)
+
+    def _push(self, function: Any, payload: dict[str, Any]) -> None:
+        """Assign; the keys are assignment targets: ``a``, ``a.b``, ``d['x']``."""
+        for name, value in payload.items():
+            if name.isidentifier():
+                self._namespace[name] = value
+            else:
+                self._namespace["_hpcviews_value"] = value
+                try:
+                    exec(compile(f"{name} = _hpcviews_value", f"<push {name}>", "exec"), self._namespace)
+                finally:
+                    del self._namespace["_hpcviews_value"]
+
+    def _pull(self, function: Any, payload: Any) -> Any:
+        """Evaluate; the names are expressions."""
+        names, single = payload
+        missing = object()
+        values = []
+        for name in names:
+            value = self._namespace.get(name, missing)
+            values.append(eval(name, self._namespace) if value is missing else value)
+        return values[0] if single else values
+
+    def _clear(self, function: Any, payload: Any) -> None:
+        clear_namespace(self._namespace)
+
+
+def _has_cheap_repr(value: Any) -> bool:
+    return isinstance(value, int | float | complex | str | bytes | bool | types.FunctionType)

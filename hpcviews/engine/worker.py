@@ -1,0 +1,179 @@
+"""The main thread of an engine: takes one attempt after the other and runs user code."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hpcviews.engine.operations import Operations
+from hpcviews.errors import RemoteError, SerializationError
+from hpcviews.wire import messages as m
+from hpcviews.wire.payload import EMPTY, Payload, dumps, loads, refresh_captured
+
+if TYPE_CHECKING:
+    from hpcviews.engine.output import OutputCapture
+
+_OUR_FILES = str(Path(__file__).resolve().parent.parent)
+"""Frames of tracebacks in here are not the user's business."""
+
+TRACEBACK_CHARS_MAX = 100_000
+"""A recursion error's traceback, for example, is cut in the middle."""
+
+
+class Sender(Protocol):
+    """The part of the I/O thread that the worker needs."""
+
+    def put(self, message: m.Message, frames: list[Any], flush: bool) -> None:
+        """Queue a message for the controller; `flush`: nothing more comes soon."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Why the worker's loop ended."""
+
+    code: int
+    finalize: bool = False
+
+
+class Worker:
+    """Runs attempts, in the order they came.
+
+    The I/O thread adds to `pending` and then puts the key into `keys`; whoever pops the key from `pending` owns the
+    attempt, so one that was withdrawn is passed over. dict.pop is atomic: no lock is needed.
+    """
+
+    def __init__(self, namespace: dict[str, Any], info: m.EngineInfo):
+        self.pending: dict[int, tuple[m.Run, list[Any]]] = {}
+        self.keys: SimpleQueue[int | Ended] = SimpleQueue()
+        self.functions: dict[bytes, tuple[m.Function, list[Any]] | Callable[..., Any]] = {}
+        self._info = info
+        self._operations = Operations(namespace, lambda error: self._make_remote_error(error, "map"))
+        self._is_running_user_code = False
+        self._sender: Sender | None = None
+        self._output: OutputCapture | None = None
+
+    def attach(self, sender: Sender, output: OutputCapture) -> None:
+        """Connect it to the I/O thread."""
+        self._sender = sender
+        self._output = output
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits to be run."""
+        return not self.pending
+
+    # ------------------------------------------------------------ main thread
+
+    def run(self) -> Ended:
+        """Run attempts until told to end."""
+        get = self.keys.get
+        while True:
+            key = get()
+            if isinstance(key, Ended):
+                return key
+            taken = self.pending.pop(key, None)
+            if taken is not None:
+                self._run_one(*taken)
+            del taken  # the request's arrays must not live until the next one comes
+
+    def _run_one(self, run: m.Run, frames: list[Any]) -> None:
+        assert self._sender is not None and self._output is not None
+        self._output.begin(run.key)
+        started = time.time()
+        payload: Payload = EMPTY
+        error: m.ErrorInfo | None = None
+        try:
+            try:
+                self._is_running_user_code = True
+                payload = self._compute(run, frames)
+            finally:
+                self._is_running_user_code = False
+        except BaseException as raised:  # noqa: BLE001 - the boundary around user code
+            error, payload = self._describe(raised, run.op)
+        for text in self._output.end():
+            self._sender.put(text, [], flush=False)
+        done = m.Done(payload.data, len(payload.frames), run.key, started, time.time(), error)
+        self._sender.put(done, payload.frames, flush=not self.pending)
+
+    def _compute(self, run: m.Run, frames: list[Any]) -> Payload:
+        function = self._get_function(run.function) if run.function else None
+        if function is not None:
+            refresh_captured(function)
+        argument = loads(run.data, frames)
+        frames.clear()  # the arrays alias them; nobody else needs them
+        value = self._operations.run(run.op, function, argument)
+        del argument
+        try:
+            return dumps(value)
+        except SerializationError as error:
+            raise SerializationError(
+                f"the result cannot be sent back: {error}. Return something that can be pickled, or keep it on the "
+                "engine under a name"
+            ) from error
+
+    def _get_function(self, digest: bytes) -> Callable[..., Any]:
+        found = self.functions[digest]
+        if isinstance(found, tuple):
+            message, frames = found
+            found = loads(message.data, frames)
+            self.functions[digest] = found
+        return found
+
+    # ------------------------------------------------------------ errors
+
+    def _describe(self, raised: BaseException, method: str) -> tuple[m.ErrorInfo, Payload]:
+        error = self._make_remote_error(raised, method)
+        info = self._info
+        told = m.ErrorInfo(
+            error.ename, error.evalue, error.traceback, False, info.rank, info.host, info.pid, method
+        )
+        raised.__traceback__ = None  # its frames would keep the request's arrays alive
+        try:
+            return told, dumps(raised)
+        except SerializationError:
+            return told, EMPTY
+
+    def _make_remote_error(self, raised: BaseException, method: str) -> RemoteError:
+        info = self._info
+        try:
+            text = str(raised)
+        except Exception as broken:  # noqa: BLE001 - __str__ is user code
+            text = f"<its __str__ raised {type(broken).__name__}>"
+        return RemoteError(
+            type(raised).__name__,
+            text,
+            render_traceback(raised),
+            {"engine_id": info.id, "rank": info.rank, "host": info.host, "pid": info.pid, "method": method},
+        )
+
+    def set_info(self, info: m.EngineInfo) -> None:
+        """The controller gave this engine its id."""
+        self._info = info
+
+    # ------------------------------------------------------------ interrupts
+
+    def on_interrupt(self, signum: int, frame: types.FrameType | None) -> None:
+        """SIGINT: interrupts user code, and nothing else."""
+        if self._is_running_user_code:
+            raise KeyboardInterrupt
+
+
+def render_traceback(raised: BaseException) -> str:
+    """The traceback of an exception as text, from the first frame that is the user's."""
+    trace = raised.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OUR_FILES):
+        trace = trace.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(raised), raised, trace))
+    except Exception as broken:  # noqa: BLE001 - __str__ of user exceptions runs here
+        text = f"{type(raised).__name__} (its traceback cannot be shown: {type(broken).__name__})\n"
+    if len(text) > TRACEBACK_CHARS_MAX:
+        half = TRACEBACK_CHARS_MAX // 2
+        text = f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
+    return text
