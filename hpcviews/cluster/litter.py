@@ -6,7 +6,6 @@ import contextlib
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
-from glob import glob
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -46,7 +45,7 @@ class Litter:
 
     def sweep(self) -> list[Path]:
         """Remove it; to be called when all processes of the set are gone. Gives what there was."""
-        temporary = (Path(name) for name in self._find_temporary() if name not in self._earlier)
+        temporary = (path for path in self._find_temporary() if path not in self._earlier)
         found = sorted(self._mapped) + [path for path in temporary if self._is_ours(path)]
         removed = []
         for path in found:
@@ -56,8 +55,9 @@ class Litter:
         self._mapped.clear()
         return removed
 
-    def _find_temporary(self) -> list[str]:
-        return [name for pattern in self._temporary for name in glob(pattern)]
+    def _find_temporary(self) -> list[Path]:
+        patterns = [Path(pattern) for pattern in self._temporary]
+        return [path for pattern in patterns for path in pattern.parent.glob(pattern.name)]
 
     def _is_ours(self, path: Path) -> bool:
         try:

@@ -87,8 +87,7 @@ class PluginReport:
 def load_built_in() -> Plugins:
     """Those of this distribution alone, fast."""
     loaded = {
-        group: {name: _make(target, group, name) for name, target in table.items()}
-        for group, table in BUILT_IN.items()
+        group: {name: _make(target, group, name) for name, target in table.items()} for group, table in BUILT_IN.items()
     }
     origins = {(group, name): "hpcviews" for group, table in BUILT_IN.items() for name in table}
     return Plugins(loaded[SCHEDULERS], loaded[STARTERS], (), origins)
@@ -157,14 +156,13 @@ def detect(launcher: Launcher, host: Host) -> Detection:
 def detect_all(host: Host, plugins: Plugins | None = None) -> list[PluginReport]:
     """Every plug-in, and whether it can be used on this machine; broken ones too."""
     plugins = plugins or load_plugins()
-    tables: tuple[tuple[str, Mapping[str, Scheduler] | Mapping[str, Starter]], ...] = (
-        (SCHEDULERS, plugins.schedulers),
-        (STARTERS, plugins.starters),
-    )
+    found: list[tuple[str, str, Scheduler | Starter]] = [
+        *((SCHEDULERS, name, scheduler) for name, scheduler in sorted(plugins.schedulers.items())),
+        *((STARTERS, name, starter) for name, starter in sorted(plugins.starters.items())),
+    ]
     reports = [
         PluginReport(_kind(group), name, plugins.origins.get((group, name), "?"), _ask(plugin, host))
-        for group, table in tables
-        for name, plugin in sorted(table.items())
+        for group, name, plugin in found
     ]
     reports += [
         PluginReport(b.kind, b.name, b.origin, Detection(usable=False, why=f"cannot be loaded: {b.why}"))
@@ -176,7 +174,7 @@ def detect_all(host: Host, plugins: Plugins | None = None) -> list[PluginReport]
 def _ask(plugin: Scheduler | Starter, host: Host) -> Detection:
     try:
         return plugin.detect(host)
-    except Exception as error:  # noqa: BLE001 - somebody else's code
+    except Exception as error:
         log.warning("launcher plug-in %s: detection failed", plugin.name, exc_info=True)
         return Detection(usable=False, why=f"its detection failed: {type(error).__name__}: {error}")
 

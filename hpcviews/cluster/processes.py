@@ -240,21 +240,6 @@ def _say_spawn_error(error: OSError, log: Path | None) -> str:
     return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
 
 
-def render_exit(code: int) -> str:
-    """An exit code as `Child` gives it, in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    return f"killed by {render_signal(-code)}"
-
-
-def render_signal(signum: int) -> str:
-    """``SIGKILL``, or a number for a signal without a name."""
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"
-
-
 # ---------------------------------------------------------------- all processes
 
 
@@ -289,7 +274,7 @@ def read_stat(pid: int) -> Stat | None:
 
 def read_all_stats() -> dict[int, Stat]:
     """All processes that we can see."""
-    found = (read_stat(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    found = (read_stat(int(entry.name)) for entry in os.scandir("/proc") if entry.name.isdigit())
     return {stat.pid: stat for stat in found if stat is not None}
 
 

@@ -122,15 +122,6 @@ class Cause:
     """The class in errors.py that says it best."""
 
 
-@dataclass(frozen=True)
-class RankInfo:
-    """Which of a set's processes this one is, read from what the starter put into its environment."""
-
-    index: int
-    size: int
-    local_index: int
-
-
 @runtime_checkable
 class Scheduler(Protocol):
     """Gets an allocation. Entry point group ``hpcviews.schedulers``."""
@@ -158,15 +149,15 @@ class Starter(Protocol):
     def command(self, order: EngineOrder, detection: Detection, host: Host) -> Command:
         """The command that starts the engine set.
 
+        Engines that will share a world are to be given the argument ``--world`` besides `order.engine_args`;
+        they find their rank in what an MPI starter puts into the environment.
+
         Raises:
             UsageError: The order cannot be carried out by this starter; the message says what can.
         """
 
     def find_cause(self, log: str) -> Cause | None:
         """Why the engines did not start, if the program's output says so in a way that it knows."""
-
-    def find_rank(self, environment: Mapping[str, str]) -> RankInfo | None:
-        """Inside an engine process: who am I; None when this starter did not start it."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from hpcviews.cluster.spec import Cause, Command, Detection, EngineOrder, Host, RankInfo
+from hpcviews.cluster.spec import Cause, Command, Detection, EngineOrder, Host
 from hpcviews.environment import MPI_PREFIXES
 from hpcviews.errors import UsageError
 
@@ -35,8 +33,4 @@ class ForkStarter:
 
     def find_cause(self, log: str) -> Cause | None:
         """Nothing beyond what any Python program says."""
-        return None
-
-    def find_rank(self, environment: Mapping[str, str]) -> RankInfo | None:
-        """The fork server tells its children directly."""
         return None

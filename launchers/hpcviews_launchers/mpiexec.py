@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from hpcviews.cluster.spec import Cause, Command, Detection, EngineOrder, Host, RankInfo
+from hpcviews.cluster.spec import Cause, Command, Detection, EngineOrder, Host
 from hpcviews.environment import MPI_PREFIXES, SCHEDULER_PREFIXES
 
 INSTALL_HINT = (
@@ -106,7 +106,7 @@ class MpiexecStarter:
             if nodes:
                 flags += ["-hosts", ",".join(nodes)]
         return Command(
-            argv=(detection.path, *flags, "-n", str(order.n), *order.options, *order.engine_argv),
+            argv=(detection.path, *flags, "-n", str(order.n), *order.options, *order.engine_argv, "--world"),
             environment=environment,
             unset_prefixes=_foreign_variables(host.environment, is_local=not nodes),
             is_world=True,
@@ -117,21 +117,6 @@ class MpiexecStarter:
     def find_cause(self, log: str) -> Cause | None:
         """What the three makes of mpiexec say when they cannot start ranks."""
         return next((cause for pattern, cause in _CAUSES if pattern.search(log)), None)
-
-    def find_rank(self, environment: Mapping[str, str]) -> RankInfo | None:
-        """From what Open MPI, or Hydra, puts into the environment of a rank.
-
-        SLURM_PROCID is of no use here: under mpiexec it numbers the daemons, not the ranks.
-        """
-        for index, size, local in (
-            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-            ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-        ):
-            try:
-                return RankInfo(int(environment[index]), int(environment[size]), int(environment.get(local, "0")))
-            except (KeyError, ValueError):
-                continue
-        return None
 
 
 def parse_version(text: str) -> tuple[str, str]:
@@ -152,9 +137,7 @@ def _first_match(table: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> t
     return "", ""
 
 
-def _find_mismatch(
-    flavour: str, named: str, path: str, out: str, err: str, code: int | None, python: str
-) -> str:
+def _find_mismatch(flavour: str, named: str, path: str, out: str, err: str, code: int | None, python: str) -> str:
     """Why ranks of `python` could not form a world under this mpiexec; "" if nothing speaks against it."""
     if code != 0:
         last = next((line for line in reversed(err.splitlines()) if line.strip()), "it did not answer")
