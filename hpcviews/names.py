@@ -16,11 +16,11 @@ _VALID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _FIRST = (
     "amber brave calm clear cool crisp dawn deep early fair fast fine fresh glad gold green happy "
     "jolly keen kind lucky mild neat proud quick quiet royal silver sunny swift warm wise"
-).split()
+)
 _SECOND = (
     "aspen badger birch bison cedar crane daisy eagle falcon fern finch fox hazel heron ibex iris lark linden lynx "
     "maple marten olive otter owl pine plum raven robin seal tern willow wren"
-).split()
+)
 
 
 def check_name(name: str) -> None:
@@ -41,4 +41,4 @@ def check_name(name: str) -> None:
 
 def make_name() -> str:
     """A readable name, for example ``calm-otter``. Not necessarily free."""
-    return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}"
+    return f"{secrets.choice(_FIRST.split())}-{secrets.choice(_SECOND.split())}"

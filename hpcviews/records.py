@@ -340,12 +340,13 @@ def find_cluster(name: str) -> Found | None:
     return _look_at(Place(open_home() / "clusters" / name))
 
 
-def find_ended(name: str) -> Place | None:
-    """Logs of the cluster of that name that ended last, or None."""
-    check_name(name)
+def find_ended(name: str | None) -> Place | None:
+    """Logs of the cluster that ended last (of those of that name), or None."""
+    if name is not None:
+        check_name(name)
     for place in _list_attic(open_home()):
         record = find_record(place)
-        if record is not None and record.name == name:
+        if record is not None and name in (None, record.name):
             return place
     return None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import operator
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,7 +21,6 @@ from hpcviews.cluster.lifeline import Lifeline
 from hpcviews.errors import (
     ConnectError,
     EngineError,
-    HpcviewsError,
     LaunchError,
     NameInUse,
     NoCluster,
@@ -337,7 +338,7 @@ class Cluster:
             far_ready = -1
             self._lifeline.hand_over()
             # It takes a tenth of a second to come up, and this process needs what a client needs anyway.
-            import hpcviews.client.client
+            importlib.import_module("hpcviews.client.client")
 
             wait_readiness(ready, max(0.0, deadline - time.monotonic()))
         except EOFError:
@@ -360,9 +361,7 @@ class Cluster:
 
     def _wait_for_engines(self, client: Client, deadline: float, on_progress: OnProgress | None) -> None:
         try:
-            client.wait_for_engines(
-                self.n, timeout=max(0.0, deadline - time.monotonic()), on_progress=on_progress
-            )
+            client.wait_for_engines(self.n, timeout=max(0.0, deadline - time.monotonic()), on_progress=on_progress)
         except TimeoutError:
             raise NoShow(
                 f"{len(client.ids)} of {self.n} engines were ready after {self._timeout_s:g} s; "
@@ -382,12 +381,8 @@ class Cluster:
             if self._lifeline is not None:
                 self._lifeline.stop()
             else:
-                import signal
-
                 child.signal(signal.SIGTERM)
             if child.wait(timeout_s) is None:
-                import signal
-
                 child.signal(signal.SIGKILL)
                 child.wait()
             if child.code != 0 and found is not None:
@@ -434,5 +429,3 @@ def _read_end(place: Place) -> str:
     from hpcviews.cluster.causes import read_tail
 
     return read_tail(place.controller_log)
-
-

@@ -37,9 +37,7 @@ def read_interfaces() -> dict[str, list[str]]:
     return found
 
 
-def choose_addresses(
-    wanted: str | None, everyone_is_here: bool, interfaces: Mapping[str, Sequence[str]]
-) -> list[str]:
+def choose_addresses(wanted: str | None, everyone_is_here: bool, interfaces: Mapping[str, Sequence[str]]) -> list[str]:
     """The addresses to listen on.
 
     Args:
