@@ -407,7 +407,7 @@ def compose_environment(host: Host, order: EngineOrder, command: Command) -> dic
 
 def explain_end(how: str, logs: list[Path], launcher: Launcher) -> tuple[str, str]:
     """Why a set's processes ended unasked, from what they wrote: a text, and the class in errors.py for it."""
-    tails = []
+    tails: list[tuple[Path, str]] = []
     cause = None
     for path in logs:
         tail = read_tail(path)
@@ -419,12 +419,12 @@ def explain_end(how: str, logs: list[Path], launcher: Launcher) -> tuple[str, st
         if cause is not None:
             break
     lines = [f"{how}: {cause.text}" if cause is not None else how]
-    if tails:
-        path, tail = tails[-1] if cause is not None else tails[0]
+    # The log that tells; else the starter's and the first engine's.
+    for path, tail in tails[-1:] if cause is not None else tails[:2]:
         lines.append(f"The end of {path}:")
         lines += [f"  {line}" for line in tail.splitlines()]
-    else:
-        lines.append(f"It wrote nothing ({logs[0]} is empty)." if logs else "")
+    if not tails:
+        lines.append(f"Nothing was written to {logs[0]} or to the engines' logs beside it.")
     return "\n".join(lines), cause.error if cause is not None else "NoShow"
 
 
