@@ -153,6 +153,7 @@ class EngineSets:
         scratch: Path | None = None,
         paths: tuple[str, ...] = (),
         spawn: SpawnTree = spawn_tree,
+        reap: Callable[[], int] = reap_orphans,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._access = access
@@ -161,6 +162,7 @@ class EngineSets:
         self._scratch = scratch
         self._paths = paths
         self._spawn = spawn
+        self._reap = reap
         self._clock = clock
         self._sets: dict[SetId, SetProcesses] = {}
         self._next_id = 0
@@ -279,7 +281,7 @@ class EngineSets:
                 waits.append(wait)
         if now >= self._reap_at:
             self._reap_at = now + REAP_PERIOD_S
-            reap_orphans()
+            self._reap()
         waits.append(self._reap_at - now)
         return max(0.0, min(waits))
 
@@ -346,7 +348,7 @@ class EngineSets:
         if removed:
             log.info("engine set %d: removed what it left behind: %s", engine_set.id, [str(p) for p in removed])
         _remove_scratch(engine_set.scratch)
-        reap_orphans()
+        self._reap()
         why, error = self._explain(engine_set, remaining)
         self._tell(SetExited(engine_set.id, why, error))
 
