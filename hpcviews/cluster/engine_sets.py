@@ -153,6 +153,7 @@ class EngineSets:
         scratch: Path | None = None,
         paths: tuple[str, ...] = (),
         spawn: SpawnTree = spawn_tree,
+        reap: Callable[[], int] = reap_orphans,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._access = access
@@ -161,6 +162,7 @@ class EngineSets:
         self._scratch = scratch
         self._paths = paths
         self._spawn = spawn
+        self._reap = reap
         self._clock = clock
         self._sets: dict[SetId, SetProcesses] = {}
         self._next_id = 0
@@ -279,7 +281,7 @@ class EngineSets:
                 waits.append(wait)
         if now >= self._reap_at:
             self._reap_at = now + REAP_PERIOD_S
-            reap_orphans()
+            self._reap()
         waits.append(self._reap_at - now)
         return max(0.0, min(waits))
 
@@ -346,7 +348,7 @@ class EngineSets:
         if removed:
             log.info("engine set %d: removed what it left behind: %s", engine_set.id, [str(p) for p in removed])
         _remove_scratch(engine_set.scratch)
-        reap_orphans()
+        self._reap()
         why, error = self._explain(engine_set, remaining)
         self._tell(SetExited(engine_set.id, why, error))
 
@@ -407,7 +409,7 @@ def compose_environment(host: Host, order: EngineOrder, command: Command) -> dic
 
 def explain_end(how: str, logs: list[Path], launcher: Launcher) -> tuple[str, str]:
     """Why a set's processes ended unasked, from what they wrote: a text, and the class in errors.py for it."""
-    tails = []
+    tails: list[tuple[Path, str]] = []
     cause = None
     for path in logs:
         tail = read_tail(path)
@@ -419,12 +421,12 @@ def explain_end(how: str, logs: list[Path], launcher: Launcher) -> tuple[str, st
         if cause is not None:
             break
     lines = [f"{how}: {cause.text}" if cause is not None else how]
-    if tails:
-        path, tail = tails[-1] if cause is not None else tails[0]
+    # The log that tells; else the starter's and the first engine's.
+    for path, tail in tails[-1:] if cause is not None else tails[:2]:
         lines.append(f"The end of {path}:")
         lines += [f"  {line}" for line in tail.splitlines()]
-    else:
-        lines.append(f"It wrote nothing ({logs[0]} is empty)." if logs else "")
+    if not tails:
+        lines.append(f"Nothing was written to {logs[0]} or to the engines' logs beside it.")
     return "\n".join(lines), cause.error if cause is not None else "NoShow"
 
 

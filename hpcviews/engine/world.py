@@ -42,7 +42,8 @@ def join(expect: int) -> World:
     failure = ""
     if world.size != expect:
         failure = (
-            f"this engine's MPI world has {world.size} rank{'s' if world.size != 1 else ''}, and {expect} were started: "
+            f"this engine's MPI world has {world.size} rank{'s' if world.size != 1 else ''}, "
+            f"and {expect} were started: "
             f"mpi4py loaded {library}, and mpiexec is of another MPI. Use the mpiexec of that MPI, or have mpi4py load "
             "the MPI of mpiexec (`hpcviews launchers` shows the mpiexec that is used; MPI4PY_MPIABI and "
             "MPI4PY_LIBMPI choose the library)"

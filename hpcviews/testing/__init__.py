@@ -1,1 +1,1 @@
-""""""
+"""For tests of hpcviews and of its plug-ins."""

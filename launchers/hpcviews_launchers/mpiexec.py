@@ -20,9 +20,9 @@ INSTALL_HINT = (
 
 # (what it is called, pattern of `mpiexec --version`)
 _VERSIONS = (
-    ("openmpi", re.compile(r"\((?:Open MPI|OpenRTE)\)\s+([\w.]+)")),
+    ("openmpi", re.compile(r"\((?:Open MPI|OpenRTE)\)\s+(\d[\w.]*)")),
     ("impi", re.compile(r"Intel\(R\) MPI Library.*?Version\s+([\d.]+)", re.DOTALL)),
-    ("mpich", re.compile(r"HYDRA build details:\s*Version:\s+([\w.]+)")),
+    ("mpich", re.compile(r"HYDRA build details:\s*Version:\s+(\d[\w.]*)")),
 )
 # What an MPI library calls itself.
 _LIBRARIES = (
@@ -76,7 +76,7 @@ class MpiexecStarter:
     def command(self, order: EngineOrder, detection: Detection, host: Host) -> Command:
         """mpiexec with flags that let it run anywhere and keep ranks alive when another dies."""
         flavour = detection.facts["flavour"]
-        major = int(re.match(r"\d+", detection.facts["version"] + "0").group())  # type: ignore[union-attr]
+        major = int(detection.facts["version"].split(".")[0])
         nodes = order.allocation.nodes
         flags: list[str]
         environment: dict[str, str] = {}
@@ -116,7 +116,11 @@ class MpiexecStarter:
 
     def find_cause(self, log: str) -> Cause | None:
         """What the three makes of mpiexec say when they cannot start ranks."""
-        return next((cause for pattern, cause in _CAUSES if pattern.search(log)), None)
+        for pattern, text, error in _CAUSES:
+            match = pattern.search(log)
+            if match:
+                return Cause(match.expand(text), error)
+        return None
 
 
 def parse_version(text: str) -> tuple[str, str]:
@@ -179,37 +183,62 @@ def _foreign_variables(environment: Mapping[str, str], *, is_local: bool) -> tup
     return prefixes
 
 
-_CAUSES = (
+# From what the real programs print; the first that matches wins.
+_CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
-        re.compile(r"not enough slots available|rank.{0,40}more than.{0,40}slots", re.IGNORECASE),
-        Cause("mpiexec has fewer slots than engines were asked for: ask for fewer, or name more nodes"),
+        re.compile(r"unsupported PMI version PMIx|suspicious MPI execution environment|no-pmix-but"),
+        "the ranks' MPI library and mpiexec are of different makes: see `hpcviews launchers`, and install the extra "
+        '("hpcviews[openmpi]", "[mpich]" or "[impi]") of the one that is to be used',
+        "MpiMismatch",
     ),
     (
-        re.compile(r"mpi(?:run|exec) has detected an attempt to run as root|prterun.{0,80}run as root", re.DOTALL),
-        Cause("mpiexec refuses to run as root: start the cluster as an ordinary user"),
+        re.compile(r"cannot load MPI library|libmpi\w*\.so[.\d]*: cannot open shared object"),
+        'mpi4py finds no MPI library: pip install "hpcviews[mpich]" (or the extra that fits this mpiexec)',
+        "MpiMismatch",
     ),
     (
-        re.compile(r"(?:mpiexec|mpirun|prterun|prte).{0,40}(?:unrecognized|unknown|invalid) (?:argument|option)"
-                   r"|unrecognized argument|Error: .{0,40}unrecognized option", re.IGNORECASE),
-        Cause("mpiexec does not know one of its arguments: check what was given as launcher arguments"),
+        re.compile(r"not enough slots available"),
+        "mpiexec has fewer slots than engines were asked for: ask for fewer, or name more nodes",
+        "NoShow",
     ),
     (
-        re.compile(r"cannot load MPI library|could not load.{0,40}libmpi|libmpi[\w.]*: cannot open shared object"),
-        Cause(
-            'mpi4py finds no MPI library: pip install "hpcviews[mpich]" (or the extra that fits this mpiexec)',
-            "MpiMismatch",
-        ),
+        re.compile(r"has detected an attempt to run as root"),
+        "this mpiexec refuses to run as root: start the cluster as an ordinary user",
+        "NoShow",
     ),
     (
-        re.compile(r"MPI_INIT has failed|OPAL ERROR: Unreachable|PMI2?_Init returned|MPIR_pmi_init|"
-                   r"PMIX ERROR: .{0,40}UNREACH|unable to connect to PMI", re.IGNORECASE),
-        Cause(
-            "the ranks could not reach their mpiexec: is mpi4py linked to the same MPI (see `hpcviews launchers`)?",
-            "MpiMismatch",
-        ),
+        re.compile(r"unrecognized option was included on the \S+ command line:\s+Option: (\S+)"),
+        r"mpiexec does not know the argument \1: check the launcher arguments",
+        "NoShow",
+    ),
+    (
+        re.compile(r"unrecognized argument (\S+)"),
+        r"mpiexec does not know the argument -\1: check the launcher arguments",
+        "NoShow",
+    ),
+    (
+        re.compile(r"could not\s+access\s+an executable:\s+Executable: (\S+)"),
+        r"\1 cannot be run on the engines' nodes: is it installed there too?",
+        "NoShow",
+    ),
+    (
+        re.compile(r"execvp error on file (\S+)"),
+        r"\1 cannot be run on the engines' nodes: is it installed there too?",
+        "NoShow",
+    ),
+    (
+        re.compile(r"Could not resolve hostname (\S+?):"),
+        r"there is no host \1: check the names of the nodes",
+        "NoShow",
     ),
     (
         re.compile(r"Permission denied \(publickey|Host key verification failed|ssh: connect to host"),
-        Cause("mpiexec could not log in to another node by ssh: set up keys, or use the batch system's starter"),
+        "mpiexec could not log in to another node by ssh: set up keys, or use the batch system's starter",
+        "NoShow",
     ),
-)  # fmt: skip
+    (
+        re.compile(r"Unable to run bstrap_proxy on (\S+)"),
+        r"mpiexec could not start anything on \1: check its name, and ssh to it",
+        "NoShow",
+    ),
+)

@@ -1,0 +1,318 @@
+"""The controller's core: what clients ask for, and what becomes of it."""
+
+from __future__ import annotations
+
+import pytest
+from core_world import PYTHON, VERSION, World, done, make_info, request, task
+
+from hpcviews.controller.events import StopRequested
+from hpcviews.controller import core as c
+from hpcviews.controller.state import SetPhase
+from hpcviews.errors import ProtocolError
+from hpcviews.wire import messages as m
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def get_keys(world: World, route: bytes) -> list[int]:
+    return [msg.key for msg, _ in world.out.take_all(route) if isinstance(msg, m.Run)]
+
+
+def test_engine_ids_follow_the_index_whoever_registers_first(world: World) -> None:
+    world.start_set(3)
+    for index in (2, 0, 1):
+        world.add_engine(index)
+    assert {i: e.info.index for i, e in world.core.engines.items()} == {0: 0, 1: 1, 2: 2}
+    assert world.core.sets[0].phase is SetPhase.READY  # type: ignore[index]
+
+
+def test_request_for_many_engines_reaches_each_once_with_the_same_frames(world: World) -> None:
+    engines = world.add_engines(3)
+    client = world.add_client()
+    frame = object()
+    world.say(client, m.Request(b"", 1, 10, [2, 0], "push", b""), frames=[frame])
+    for engine, seq in ((engines[2], 10), (engines[0], 11)):
+        ((run, frames),) = world.out.take_all(engine)
+        assert isinstance(run, m.Run) and frames == [frame]
+        world.say(engine, done(run.key))
+        assert world.out.take(client, m.Result).seq == seq
+    world.out.assert_empty()
+
+
+def test_request_for_an_engine_that_never_was_names_those_that_are(world: World) -> None:
+    world.add_engines(2)
+    client = world.add_client()
+    world.say(client, request(0, [7]))
+    result = world.out.take(client, m.Result)
+    assert result.error is not None and result.error.ename == "NoSuchEngine" and "[0, 1]" in result.error.evalue
+
+
+def test_lost_engine_fails_its_request_and_requeues_its_task_with_retries(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    world.say(client, task(0, retries=1), request(1, [0]))
+    assert len(get_keys(world, first)) == 2
+    world.disconnect(first, "was killed")
+    world.forget_news(client)
+    failed = world.out.take(client, m.Result)
+    assert failed.seq == 1 and failed.error is not None and failed.error.ename == "EngineError"
+    assert "engine 0 was killed" in failed.error.evalue
+    (key,) = get_keys(world, second)
+    world.say(second, done(key))
+    assert world.out.take(client, m.Result).engine == 1
+    world.out.assert_empty()
+
+
+def test_late_reply_of_an_older_attempt_is_dropped(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    world.say(client, task(0, retries=1))
+    (old,) = get_keys(world, first)
+    world.disconnect(first)
+    (new,) = get_keys(world, second)
+    again = world.add_engine(0, life=1, engine_id=0)
+    world.forget_news(client)
+    world.say(again, done(old))
+    assert world.core.late_replies == 1 and not world.out.take_all(client)
+    world.say(second, done(new), done(new))
+    assert world.out.take(client, m.Result).seq == 0
+    assert world.core.late_replies == 2
+    world.forget_news(client)
+    world.out.assert_empty()
+
+
+def test_failed_task_is_retried_on_an_engine_that_has_not_tried_it(world: World) -> None:
+    engines = world.add_engines(2)
+    client = world.add_client()
+    world.say(client, task(0, retries=3))
+    seen = []
+    for _ in range(4):
+        holder = next(e for e in engines if world.out.inboxes.get(e))
+        (key,) = get_keys(world, holder)
+        seen.append(engines.index(holder))
+        world.say(holder, done(key, error="ValueError"))
+    assert seen[0] != seen[1], "the other engine was to be preferred"
+    result = world.out.take(client, m.Result)
+    assert result.error is not None and result.error.ename == "ValueError"
+
+
+def test_task_for_named_engines_waits_for_them_and_fails_when_they_are_gone(world: World) -> None:
+    engines = world.add_engines(2)
+    client = world.add_client()
+    world.say(client, request(0, [1]), task(1, targets=[1]))
+    assert not world.out.take_all(engines[0])
+    world.disconnect(engines[1], "was killed")
+    world.forget_news(client)
+    names = [world.out.take(client, m.Result).error.ename for _ in range(2)]  # type: ignore[union-attr]
+    assert names == ["EngineError", "EngineError"]
+    world.out.assert_empty()
+
+
+def test_tasks_wait_while_engines_are_starting_and_fail_when_none_can_come(world: World) -> None:
+    world.start_set(2)
+    client = world.add_client()
+    world.say(client, task(0))
+    assert not world.out.take_all(client)
+    world.end_set(why="exit code 1: No module named x")
+    world.forget_news(client)
+    error = world.out.take(client, m.Result).error
+    assert error is not None and error.ename == "NoEnginesRegistered" and "No module named x" in error.evalue
+    world.say(client, task(1))
+    assert world.out.take(client, m.Result).error is not None
+
+
+def test_abort_ends_what_waits_and_asks_back_what_is_out(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, task(0), task(1), request(2, [0]))
+    world.say(client, m.Abort([0, 1, 2, 99]))
+    first = world.out.take(client, m.Result)
+    assert first.seq == 1 and first.error is not None and first.error.ename == "TaskAborted"
+    runs = {run.key: run for run, _ in world.out.take_all(engine) if isinstance(run, m.Run)}
+    running, queued = runs
+    world.say(engine, m.Withdrawn([queued], [running]))
+    assert world.out.take(client, m.Result).seq == 2
+    world.say(engine, done(running))
+    last = world.out.take(client, m.Result)
+    assert last.seq == 0 and last.error is None, "what has started runs to its end"
+    world.out.assert_empty()
+
+
+def test_functions_travel_once_and_are_forgotten_when_nobody_needs_them(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, m.Function(b"code", 0, b"d"))
+    world.say(client, m.Task(b"", 0, 0, "apply", b"d", None, 0), m.Task(b"", 0, 1, "apply", b"d", None, 0))
+    world.say(client, m.ForgetFunction(b"d"))
+    function, first = world.out.take(engine, m.Function), world.out.take(engine, m.Run)
+    assert function.data == b"code"
+    world.say(engine, done(first.key))
+    second = world.out.take(engine, m.Run)
+    assert b"d" in world.core.functions.entries, "an unfinished task still needs it"
+    world.say(engine, done(second.key))
+    world.out.take(engine, m.ForgetFunction)
+    assert not world.core.functions.entries
+
+
+def test_request_with_a_function_that_was_not_sent_is_refused(world: World) -> None:
+    world.add_engines(1)
+    client = world.add_client()
+    world.say(client, m.Task(b"", 0, 0, "apply", b"?", None, 0), m.Request(b"", 0, 1, [0], "apply", b"?"))
+    for _ in range(2):
+        error = world.out.take(client, m.Result).error
+        assert error is not None and error.ename == "ProtocolError"
+
+
+def test_client_that_vanishes_takes_its_waiting_tasks_along(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    client, other = world.add_client("A"), world.add_client("B")
+    world.say(client, *[task(i) for i in range(5)])
+    world.say(other, task(0))
+    (key,) = get_keys(world, engine)
+    world.disconnect(client)
+    assert world.out.take(engine, m.Withdraw).keys == [key]
+    world.say(engine, m.Withdrawn([], [key]), done(key))
+    (next_key,) = get_keys(world, engine)
+    world.say(engine, done(next_key))
+    assert world.out.take(other, m.Result).seq == 0
+    assert world.core.scheduler.waiting == 0
+    world.out.assert_empty()
+
+
+def test_client_that_leaves_politely_has_its_tasks_run(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, task(0), task(1))
+    world.say(client, m.ClientLeave())
+    ran = 0
+    while keys := get_keys(world, engine):
+        for key in keys:
+            world.say(engine, done(key))
+            ran += 1
+    assert ran == 2
+    world.out.assert_empty()
+
+
+def test_credit_grows_for_short_tasks_and_stays_one_for_long_ones(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, *[task(i) for i in range(300)])
+    held = []
+    for _ in range(6):
+        keys = get_keys(world, engine)
+        held.append(world.core.engines[0].load)  # type: ignore[index]
+        for key in keys:
+            world.say(engine, done(key, took=0.0001))
+    assert held[0] == 1 and max(held) >= 16, held
+    for _ in range(10):
+        for key in get_keys(world, engine):
+            world.say(engine, done(key, took=60.0))
+    assert world.core.engines[0].credit == 1  # type: ignore[index]
+
+
+def test_work_is_recalled_from_a_stuck_engine_for_an_idle_one(world: World) -> None:
+    stuck, idle = world.add_engines(2)
+    client = world.add_client()
+    world.core.engines[0].credit = 4  # type: ignore[index]
+    world.say(client, request(100, [1]))
+    (busy,) = get_keys(world, idle)
+    world.core.engines[1].credit = 1  # type: ignore[index]
+    world.core.scheduler.update_load(world.core.engines[1])  # type: ignore[index]
+    world.say(client, *[task(i) for i in range(4)])
+    keys = get_keys(world, stuck)
+    assert len(keys) == 4
+    world.say(idle, done(busy))
+    assert world.core.scheduler.may_recall
+    world.tick(1.0)
+    asked = world.out.take(stuck, m.Withdraw).keys
+    assert set(asked) < set(keys) and keys[0] not in asked
+    world.say(stuck, m.Withdrawn(asked, []))
+    assert get_keys(world, idle), "the idle engine gets what was taken back"
+
+
+def test_two_clients_take_turns(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    many, few = world.add_client("A"), world.add_client("B")
+    world.say(many, *[task(i) for i in range(50)])
+    world.say(few, *[task(i) for i in range(3)])
+    order = []
+    while len(order) < 8:
+        (run,) = [run for run, _ in world.out.take_all(engine) if isinstance(run, m.Run)]
+        work = world.core.engines[0].in_flight[run.key]  # type: ignore[index]
+        order.append(work.client.route == few)
+        world.say(engine, done(run.key, took=1.0))
+    assert sum(order) == 3, "three tasks of the one are done while the other has 47 waiting"
+
+
+def test_versions_must_be_the_same(world: World) -> None:
+    world.say(b"old", m.ClientHello("0.0.9", PYTHON, "c" * 16, "node", 1))
+    refused = world.out.take(b"old", m.Refused)
+    assert refused.error == "VersionMismatch" and "0.0.9" in refused.text and VERSION in refused.text
+    world.say(b"py", m.ClientHello(VERSION, "3.9", "c" * 16, "node", 1))
+    assert "3.9" in world.out.take(b"py", m.Refused).text
+
+
+def test_engine_that_cannot_serve_ends_its_set_with_the_reason(world: World) -> None:
+    client = world.add_client()
+    world.start_set(2)
+    world.say(b"e0", m.EngineHello(VERSION, PYTHON, make_info(0), "a world of size 1"))
+    assert world.out.take(b"e0", m.Refused).error == "MpiMismatch"
+    assert [order.set_ids for order in world.out.orders] == [(0,)]
+    world.end_set()
+    infos = [msg.info for msg, _ in world.out.take_all(client) if isinstance(msg, m.SetChanged)]
+    assert (infos[-1].state, infos[-1].error, infos[-1].why) == ("failed", "MpiMismatch", "a world of size 1")
+
+
+def test_stop_ends_engines_then_processes_then_the_controller(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, task(0), m.StopCluster())
+    assert isinstance(world.out.take_all(engine)[-1][0], m.EngineStop)
+    assert [order.set_ids for order in world.out.orders] == [(0,)] and not world.out.is_finished
+    world.disconnect(engine)
+    world.end_set()
+    assert world.out.is_finished and world.core.sets[0].phase is SetPhase.ENDED  # type: ignore[index]
+    world.forget_news(client)
+    error = world.out.take(client, m.Result).error
+    assert error is not None and error.ename == "EngineError"
+
+
+def test_stop_without_engines_finishes_at_once(world: World) -> None:
+    c.on_set_event(world.core, world.out, StopRequested("its owner is gone"))
+    assert world.out.is_finished
+
+
+@pytest.mark.parametrize("message", [task(0), done(1), m.StopCluster(), m.Abort([1])])
+def test_nothing_is_done_for_a_peer_that_has_not_said_hello(world: World, message: m.Message) -> None:
+    world.add_engines(1)
+    try:
+        world.say(b"stranger", message)
+    except ProtocolError:
+        pass
+    assert not world.core.stopping and not world.core.scheduler.waiting
+    assert not world.out.inboxes.get(b"stranger")
+
+
+def test_a_key_of_one_role_does_not_open_the_other(world: World) -> None:
+    with pytest.raises(ProtocolError, match="key: client"):
+        world.say(b"x", m.EngineHello(VERSION, PYTHON, make_info(0), ""), role="client")
+    with pytest.raises(ProtocolError, match="key: engine"):
+        world.say(b"x", m.ClientHello(VERSION, PYTHON, "c" * 16, "n", 1), role="engine")
+    world.out.assert_empty()
+
+
+def test_engine_that_reconnects_keeps_its_id(world: World) -> None:
+    (old,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, request(0, [0]))
+    route = b"engine-anew"
+    world.say(route, m.EngineHello(VERSION, PYTHON, make_info(0, engine_id=0), ""))
+    assert world.out.take(route, m.EngineWelcome).id == 0
+    world.forget_news(client)
+    error = world.out.take(client, m.Result).error
+    assert error is not None and error.ename == "EngineError"
+    assert world.core.sets[0].phase is SetPhase.READY  # type: ignore[index]
+    assert world.out.take_all(old)
