@@ -16,7 +16,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cloudpickle
 import zmq
@@ -143,7 +143,7 @@ def _reduce_array(numpy: Any, array: Any) -> tuple[Any, ...]:
     return _rebuild_array, (pickle.PickleBuffer(flat.view(numpy.uint8)), array.dtype, array.shape, order)
 
 
-def _rebuild_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
+def _rebuild_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
     import numpy
 
     view = memoryview(buffer)
@@ -151,7 +151,7 @@ def _rebuild_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str) 
         # The sender's array was read-only; pickle shows us the received memory as read-only too, but it is ours.
         ours = memoryview(view.obj)
         view = ours if not ours.readonly else memoryview(bytearray(view))
-    return numpy.ndarray(shape, dtype, view, order=order)  # type: ignore[call-overload]
+    return numpy.ndarray(shape, dtype, view, order=order)
 
 
 # ---------------------------------------------------------------- functions of __main__

@@ -176,7 +176,7 @@ def test_withdrawn_work_is_passed_over(bench: Bench) -> None:
 
 def test_unknown_operation_lists_those_there_are() -> None:
     operations = Operations({}, lambda error: RemoteError("", ""))
-    with pytest.raises(TypeError, match="no operation 'dance'.*apply"):
+    with pytest.raises(TypeError, match=r"no operation 'dance'.*apply"):
         operations.run("dance", None, None)
 
 

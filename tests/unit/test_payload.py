@@ -148,7 +148,7 @@ def test_missing_module_is_named_with_the_next_step() -> None:
         sent = p.dumps(module.f)
     finally:
         del sys.modules["only_here"]
-    with pytest.raises(SerializationError, match="No module named 'only_here'.*importable"):
+    with pytest.raises(SerializationError, match=r"No module named 'only_here'.*importable"):
         p.loads(sent.data, sent.frames)
 
 
