@@ -6,7 +6,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from household import Household  # noqa: E402 - beside this file
+from household import Household
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ class Household:
     def find_clusters(self) -> list[str]:
         """Directories of clusters that have not ended."""
         directory = self.home / "clusters"
-        return sorted(os.listdir(directory)) if directory.exists() else []
+        return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
 
     def find_shared_memory(self) -> set[Path]:
         """Files under /dev/shm that the clusters' processes have mapped."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from household import Household, find_pids, read_line
@@ -189,8 +190,7 @@ def test_secrets_are_nowhere_but_in_their_files(household: Household) -> None:
     seen = [household.run("logs", "one").stdout, household.run("status", "--json").stdout]
     seen += [(directory / "cluster.json").read_text(), *household.find_processes().values()]
     for pid in household.find_processes():
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            seen.append(file.read().decode(errors="replace"))
+        seen.append(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace"))
     for secret in secrets:
         assert not any(secret in text for text in seen)
     household.run("stop", "one")
