@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from hpcviews import environment
 from hpcviews.controller import core as c
@@ -23,7 +22,7 @@ from hpcviews.controller.state import Frames, Route
 from hpcviews.errors import HpcviewsError, ProtocolError
 from hpcviews.wire import messages as m
 from hpcviews.wire.codec import controller_decoder, encode
-from hpcviews.wire.sockets import set_common_options
+from hpcviews.wire.sockets import read_event, set_common_options
 
 log = logging.getLogger("hpcviews.controller.loop")
 
@@ -57,8 +56,8 @@ class _Door:
         gone = []
         assert self.monitor is not None
         while self.monitor.poll(0):
-            event = recv_monitor_message(self.monitor)
-            route = self.route_by_fd.pop(event["value"], None)
+            _, fd = read_event(self.monitor)
+            route = self.route_by_fd.pop(fd, None)
             if route is not None:
                 gone.append(route)
         return gone
