@@ -72,7 +72,7 @@ def _as_sliceable(seq: Any) -> Any:
     return _as_list(seq)
 
 
-def _as_list(seq: Iterable[Any]) -> list[Any]:
+def _as_list(seq: Any) -> list[Any]:
     return list(seq)
 
 
