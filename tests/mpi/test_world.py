@@ -18,7 +18,7 @@ from mpi4py import MPI
 import hpcviews
 from hpcviews import environment
 from hpcviews.controller.app import Controller
-from hpcviews.controller.events import SetStarted
+from hpcviews.controller.events import EndSets, Post, SetExited, SetStarted
 from hpcviews.engine import world
 from hpcviews.engine.loop import EngineLoop
 from hpcviews.engine.namespace import make_namespace
@@ -49,6 +49,26 @@ def test_rank_is_known_before_mpi_is() -> None:
     assert environment.find_mpi_rank() == (COMM.rank, COMM.rank)  # one node: the local rank is the rank
 
 
+class NoProcesses:
+    """Stands for the engine sets' processes, which here are the ranks of the test itself."""
+
+    def attach(self, post: Post) -> None:
+        self.post = post
+
+    def fds(self) -> frozenset[int]:
+        return frozenset()
+
+    def on_readable(self, fd: int, now: float) -> None:
+        raise AssertionError("there are no fds")
+
+    def on_tick(self, now: float) -> None:
+        return None
+
+    def on_order(self, order: EndSets, now: float) -> None:
+        for set_id in order.set_ids:
+            self.post(SetExited(set_id, order.why, ""))
+
+
 class Ranks:
     """An engine on each rank, and a client on rank 0."""
 
@@ -71,14 +91,17 @@ class Ranks:
 
     def _start_controller(self) -> threading.Thread:
         controller = Controller(
-            "mpi-test", hpcviews.__version__, ipc_path=str(self.directory / "s"), tcp_addresses=["127.0.0.1"]
+            "mpi-test",
+            hpcviews.__version__,
+            ipc_path=str(self.directory / "s"),
+            tcp_addresses=["127.0.0.1"],
+            services=[NoProcesses()],
         )
         controller.loop.post(SetStarted(SetId(0), "mpiexec", COMM.size, True, ""))
         for role in ("client", "engine"):
             write_access(self.directory / f"{role}.json", controller.make_access(role))
         thread = threading.Thread(target=controller.run, daemon=True)
         thread.start()
-        self._controller = controller
         return thread
 
     def _run_client(self, client_code: Callable[[hpcviews.Client], None], failures: list[BaseException]) -> None:
@@ -88,10 +111,7 @@ class Ranks:
                 try:
                     client_code(rc)
                 finally:
-                    # No process of ours starts the engines here, so nobody else would report that it is gone.
-                    for engine in list(self._controller.core.engines.values()):
-                        self._controller.loop.send(engine.route, m.EngineStop("test over", False))
-                    rc.status()  # makes the loop take a turn
+                    rc.stop_cluster(timeout=10)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread
             failures.append(error)
 
@@ -116,3 +136,61 @@ class Ranks:
 
 def end_thread(code: int) -> NoReturn:
     raise SystemExit(code)
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    path = tempfile.mkdtemp() if COMM.rank == 0 else None
+    directory = Path(COMM.bcast(path))
+    yield Ranks(directory)
+    COMM.Barrier()
+    if COMM.rank == 0:
+        for file in directory.iterdir():
+            file.unlink()
+        directory.rmdir()
+
+
+def test_every_rank_is_an_engine_with_its_rank_as_id(ranks: Ranks) -> None:
+    def check(rc: hpcviews.Client) -> None:
+        assert rc.ids == list(range(COMM.size))
+        assert rc[:].apply_sync(get_rank_and_size) == [(i, COMM.size) for i in range(COMM.size)]
+
+    ranks.run(check)
+
+
+def test_functions_run_collectives_on_the_main_thread(ranks: Ranks) -> None:
+    def check(rc: hpcviews.Client) -> None:
+        view = rc[:]
+        expected = sum(range(COMM.size))
+        assert view.apply_sync(reduce_ranks) == [expected] * COMM.size
+        view.scatter("x", list(range(3 * COMM.size)), block=True)
+        assert sum(view.apply_sync(len_of_x)) == 3 * COMM.size
+
+    ranks.run(check)
+
+
+def test_errors_name_the_rank(ranks: Ranks) -> None:
+    def check(rc: hpcviews.Client) -> None:
+        last = COMM.size - 1
+        with pytest.raises(hpcviews.RemoteError) as caught:
+            rc[last].apply_sync(divide_by_zero)
+        assert caught.value.rank == last and isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    ranks.run(check)
+
+
+def get_rank_and_size() -> tuple[int, int]:
+    return MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+
+
+def reduce_ranks() -> Any:
+    assert threading.current_thread() is threading.main_thread()
+    return MPI.COMM_WORLD.allreduce(MPI.COMM_WORLD.rank)
+
+
+def len_of_x() -> int:
+    return len(sys.modules["__main__"].x)  # type: ignore[attr-defined]
+
+
+def divide_by_zero() -> None:
+    raise ZeroDivisionError("on purpose")
