@@ -23,6 +23,7 @@ import zmq
 
 from hpcviews.errors import SerializationError
 from hpcviews.ids import Digest
+from hpcviews.wire.reference import ReferenceFailed
 
 ZERO_COPY_BYTES_MIN = 64 * 2**10
 """Buffers from this size on travel as frames of their own, uncopied. Below, libzmq's bookkeeping for a foreign
@@ -93,6 +94,8 @@ def loads(data: bytes, frames: Sequence[zmq.Frame]) -> Any:
         if data:
             return pickle.loads(data, buffers=buffers)
         return pickle.loads(buffers[0], buffers=buffers[1:])
+    except ReferenceFailed as failed:
+        raise failed.error from None  # an undefined name is a NameError of the user's, not a broken payload
     except Exception as error:
         hint = ""
         if isinstance(error, ImportError):
