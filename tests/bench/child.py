@@ -1,7 +1,7 @@
 """One run of one system, in its own process: ``python -m tests.bench.child SYSTEM GROUP… --n 4 --token T``.
 
-Prints one JSON line per figure: ``{"measure": "start_4", "value": 0.51}``. Runs in the peers' environment too, so
-it needs no more than the standard library and numpy.
+Prints one JSON line per figure: ``{"measure": "start_4", "value": 0.51}``. Runs in the peers' environment
+too, so it needs no more than the standard library and numpy.
 """
 
 from __future__ import annotations

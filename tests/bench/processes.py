@@ -41,7 +41,7 @@ def read_cpu_s(pids: Iterable[int]) -> float:
 
 
 def read_pss_mb(pid: int) -> float:
-    """Proportional set size: its own pages, and its share of those it has in common with others; 10^6 bytes."""
+    """Proportional set size: its own pages, and its share of those it has in common; 10^6 bytes."""
     for line in _read(pid, "smaps_rollup").splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
