@@ -91,9 +91,7 @@ class Row:
     @property
     def met(self) -> bool | None:
         """Whether all aims are met; None when there is nothing to judge."""
-        if self.ours is None or not self.aims:
-            return None
-        return not self.missed
+        return not self.missed if self.aims else None
 
 
 def judge(measure: Measure, figures: Figures, peers: tuple[str, ...]) -> Row | None:
@@ -101,7 +99,7 @@ def judge(measure: Measure, figures: Figures, peers: tuple[str, ...]) -> Row | N
     ours = figures.get(OURS, {}).get(measure.name)
     theirs = {peer: figures[peer][measure.name] for peer in peers if measure.name in figures.get(peer, {})}
     if ours is None:
-        return Row(measure, None, theirs, {}, (), ()) if theirs else None
+        return Row(measure, None, theirs, {}, ("a figure",), ("a figure",)) if theirs else None
     ratios = {peer: measure.ratio(ours, value) for peer, value in theirs.items()}
     aims: list[tuple[str, bool]] = []
     if measure.bound is not None:

@@ -1,4 +1,4 @@
-"""The examples, run as users run them; their numbers are checked against scikit-learn's own, not against ours."""
+"""The examples, run as users run them; their numbers are checked against scikit-learn's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ RUN_S_MAX = 100
 
 def run_example(name: str, *arguments: str, launcher: str, home: Path, n: int = 4) -> str:
     """What `hpcviews run` prints for it."""
-    command = [sys.executable, "-m", "hpcviews.cli", "run", "--n", str(n), "--launcher", launcher]
+    hpcviews = str(Path(sys.executable).with_name("hpcviews"))  # the command that pip installs
+    command = [hpcviews, "run", "--n", str(n), "--launcher", launcher]
     done = subprocess.run(
         [*command, str(EXAMPLES / name), *arguments],
         capture_output=True,
@@ -75,7 +76,8 @@ def test_digits_pca_finds_what_scikit_learn_finds(launcher: str, tmp_path: Path)
     assert "1797 handwritten digits of 8 x 8 pixels, scattered over 4 engines" in out
     shares = _shares_of_variance()
     for n in (2, 10, 30):
-        assert find_number(rf"([\d.]+)% by {n} components", out) == pytest.approx(100 * shares[:n].sum(), abs=0.06)
+        printed = find_number(rf"([\d.]+)% by {n} components", out)
+        assert printed == pytest.approx(100 * shares[:n].sum(), abs=0.06)
 
     k = int(find_number(r"best: k = (\d+)", out))
     kept = int(find_number(r"best: k = \d+ with (\d+) components", out))
@@ -83,7 +85,8 @@ def test_digits_pca_finds_what_scikit_learn_finds(launcher: str, tmp_path: Path)
     # One digit of 1797 may fall differently where two votes or two distances tie.
     assert error == pytest.approx(100 * _error_of_scikit_learn(k, kept), abs=100 * 1.5 / 1797)
 
-    engines = re.findall(r"engine (\d+) \((no MPI|rank \d+), (\S+), pid (\d+)\): (\d+) images, (\d+) settings", out)
+    who = r"engine (\d+) \((no MPI|rank \d+), (\S+), pid (\d+)\): (\d+) images, (\d+) settings"
+    engines = re.findall(who, out)
     assert [int(engine[0]) for engine in engines] == [0, 1, 2, 3]
     ranks = [f"rank {i}" for i in range(4)] if launcher == "mpiexec" else ["no MPI"] * 4
     assert [engine[1] for engine in engines] == ranks
