@@ -110,7 +110,7 @@ busy_s = Counter()
 for task in sweep.metadata:
     busy_s[task["engine_id"]] += (task["completed"] - task["started"]).total_seconds()
 print("who did what:")
-for engine, (n_images, _, _) in zip(client.engines, sums, strict=True):
+for engine, (n_images, _, _) in zip(client.engines.values(), sums, strict=True):
     rank = "no MPI" if engine.rank is None else f"rank {engine.rank}"
     print(
         f"  engine {engine.id} ({rank}, {engine.host}, pid {engine.pid}): {n_images} images, "
