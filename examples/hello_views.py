@@ -15,7 +15,7 @@ view.execute("y = 2 * x + 2", block=True)
 print("y is", view["y"])
 
 view.scatter("part", np.arange(10), block=True)
-print("sums of the parts:", view.apply_sync(np.sum, hpcviews.Reference("part")))
+print("sums of the parts:", view.apply_sync(lambda part: int(part.sum()), hpcviews.Reference("part")))
 print("squares:", view.gather("part ** 2", block=True))
 
 balanced = client.load_balanced_view()  # each call goes to whichever engine is free
