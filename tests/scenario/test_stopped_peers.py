@@ -93,16 +93,15 @@ def test_engine_that_holds_the_gil_is_not_taken_for_dead(
     cluster: tuple[hpcviews.Client, list[subprocess.Popen[bytes]]],
 ) -> None:
     rc, _ = cluster
-    # One call in C that keeps the GIL for several heartbeat timeouts.
-    assert rc[0].apply_sync(hold_gil) > 2
+    # Calls into C that keep the GIL, together for several heartbeat timeouts.
+    rc[0].execute(HOLD_GIL, block=True)
+    assert rc[0].pull("held", block=True) > 2
 
 
-def hold_gil() -> float:
-    import time
-
-    started = time.monotonic()
-    size = 1
-    while time.monotonic() - started < 2.5:
-        sum(range(20_000_000 * size))
-        size = min(size + 1, 4)
-    return time.monotonic() - started
+HOLD_GIL = """
+import time
+started = time.monotonic()
+while time.monotonic() - started < 2.5:
+    sum(range(60_000_000))
+held = time.monotonic() - started
+"""
