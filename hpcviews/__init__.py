@@ -1,7 +1,7 @@
 """Python on a cluster through views: MPI engines, direct and load-balanced views, zero-copy numpy arrays.
 
-    with hpcviews.Cluster(n=4) as rc:
-        rc[:].map_sync(lambda x: x ** 2, range(10))
+with hpcviews.Cluster(n=4) as rc:
+    rc[:].map_sync(lambda x: x ** 2, range(10))
 """
 
 # The layout. Imports go one way, downwards in this list:

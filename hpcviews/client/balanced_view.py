@@ -26,6 +26,9 @@ PIECE_TASKS = 500
 """Tasks of a map that are pickled before the first of them is sent: a millisecond's work, so engines start while
 the rest is being prepared."""
 
+RANGE_CHUNK_MIN = 64
+"""Chunks of a range below this are sent as lists: pickling a short list takes 2 µs, any range 6 µs."""
+
 
 class LoadBalancedView(View):
     """A view whose calls are tasks, each of which runs on one engine that the controller chooses.
@@ -115,6 +118,8 @@ class LoadBalancedView(View):
         targets = self._get_targets()
         is_tracked = self.track if track is None else track
         ready, count = maps.cut_for_map(sequences)
+        if chunksize < RANGE_CHUNK_MIN:
+            ready = [list(seq[:count]) if type(seq) is range else seq for seq in ready]
         bounds = maps.chunk_bounds(count, chunksize)
         function = self._pickle_function(f, is_tracked)
         call = AsyncMapResult(

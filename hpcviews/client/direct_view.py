@@ -126,9 +126,7 @@ class DirectView(View):
         del args, kwargs, payload, function
         return self._finish(call, block)
 
-    def execute(
-        self, code: str, silent: bool = True, targets: Any = None, block: bool | None = None
-    ) -> AsyncResult:
+    def execute(self, code: str, silent: bool = True, targets: Any = None, block: bool | None = None) -> AsyncResult:
         """Execute source text in the namespaces of the engines.
 
         Args:

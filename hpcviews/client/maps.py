@@ -72,7 +72,7 @@ def _as_sliceable(seq: Any) -> Any:
     return _as_list(seq)
 
 
-def _as_list(seq: Iterable[Any]) -> list[Any]:
+def _as_list(seq: Any) -> list[Any]:
     return list(seq)
 
 
@@ -166,20 +166,19 @@ def _join_arrays(parts: Sequence[Any], dist: str) -> Any:
     if any(part.ndim == 0 for part in parts):
         return list(parts)
     total = sum(len(part) for part in parts)
+    first = parts[0]
+    # Where all have one type it stays as it is: numpy's promotion would make it native, and has no rule for some.
+    dtype = first.dtype if all(part.dtype == first.dtype for part in parts) else np.result_type(*parts)
     if dist == "r" and len(parts) > 1 and _is_dealt(parts, total):
-        first = parts[0]
-        # Not result_type of the arrays: structured types of one kind have none that numpy would compute.
-        same = all(part.dtype == first.dtype for part in parts)
-        dtype = first.dtype if same else np.result_type(*parts)
         joined = np.empty_like(first, dtype=dtype, shape=(total, *first.shape[1:]))
         for start, part in enumerate(parts):
             joined[start :: len(parts)] = part
         return joined
     if len(parts) == 1:
-        return parts[0]
+        return first
     if any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        return np.ma.concatenate(parts)  # type: ignore[no-untyped-call]
-    return np.concatenate(parts)
+        return np.ma.concatenate(parts).astype(dtype, copy=False)  # type: ignore[no-untyped-call]
+    return np.concatenate(parts, dtype=dtype)
 
 
 def _join_pandas(parts: Sequence[Any], dist: str) -> Any:

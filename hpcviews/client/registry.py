@@ -127,9 +127,7 @@ class Registry:
         registered: dict[int, int] = {}
         for info in self._engines.values():
             registered[info.set_id] = registered.get(info.set_id, 0) + 1
-        missing = sum(
-            max(0, s.n - registered.get(s.id, 0)) for s in self._sets.values() if s.state == "starting"
-        )
+        missing = sum(max(0, s.n - registered.get(s.id, 0)) for s in self._sets.values() if s.state == "starting")
         return len(self._engines) + missing
 
     def _check_hope(self, wanted: int, departures: int) -> None:
@@ -142,6 +140,4 @@ class Registry:
                 kind = find_error_class(engine_set.error) or LaunchError
                 raise kind(f"engine set {engine_set.id} ({engine_set.launcher}) failed: {engine_set.why}")
         if self._departures > departures:
-            raise EngineError(
-                f"{self._last_departure} while waiting for {wanted} engines; {len(self._ids)} are there"
-            )
+            raise EngineError(f"{self._last_departure} while waiting for {wanted} engines; {len(self._ids)} are there")

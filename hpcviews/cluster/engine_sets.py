@@ -49,7 +49,7 @@ LOOK_S = (2.0, 15.0)
 LOGS_READ_MAX = 16
 """How many engines' logs are searched for the cause of a failed start."""
 
-REAP_PERIOD_S = 10.0
+REAP_PERIOD_S = 5.0
 """User code may leave zombies; they cost a table entry each."""
 
 
@@ -378,7 +378,9 @@ class EngineSets:
         living = [s for s in self._sets.values() if s.phase is not Phase.GONE]
         for engine_set in living:
             self._note_litter(engine_set)
-        remaining = kill_descendants() if living else []
+        # Also without living sets: a daemon of user code's that hid from its set (a session and an environment of
+        # its own) is still below us.
+        remaining = kill_descendants()
         for engine_set in living:
             engine_set.tree.poll()
             engine_set.tree.close()
@@ -400,7 +402,7 @@ def compose_environment(host: Host, order: EngineOrder, command: Command) -> dic
     nodes = max(1, len(order.allocation.nodes))
     engines_on_node = -(-order.n // nodes)
     threads = str(max(1, host.cores // engines_on_node))
-    if not any(name in environment for name in THREAD_VARIABLES):
+    if not any(environment.get(name) for name in THREAD_VARIABLES):
         # All or none: a user who has set only OMP_NUM_THREADS means the other libraries too, and they read it.
         environment.update((name, threads) for name in THREAD_VARIABLES)
     environment.update(command.environment)

@@ -374,6 +374,8 @@ class ProcessTree:
         """
         for stat in self._find_members():
             send_signal(stat, signum)
+            if signum == signal.SIGTERM:
+                send_signal(stat, signal.SIGCONT)  # one that is stopped would not see it
 
     def close(self) -> None:
         """Forget it."""

@@ -31,6 +31,7 @@ ACCESS_POLL_S = 0.005
 
 _SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _ENDING = _SIGNALS - {signal.SIGCHLD}
+_OUR_SIGNALS = frozenset({signal.SIGTERM, signal.SIGKILL})
 
 
 def main(argv: list[str]) -> int:
@@ -120,6 +121,7 @@ class Server:
         self._is_ending = True
         for pid in self._engines:  # not reaped yet, so the pids are theirs
             os.kill(pid, signum)
+            os.kill(pid, signal.SIGCONT)  # one that is stopped would not see SIGTERM
 
     def _reap(self) -> None:
         while self._engines:
@@ -130,10 +132,11 @@ class Server:
             if index is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            if code != 0:
-                _say(f"engine {self._options.set_id}.{index} (pid {pid}): {render_exit(code)}")
-                if not self._is_ending:
-                    self._code = 1
+            if code == 0 or (self._is_ending and -code in _OUR_SIGNALS):
+                continue
+            _say(f"engine {self._options.set_id}.{index} (pid {pid}): {render_exit(code)}")
+            if not self._is_ending:
+                self._code = 1
 
 
 def _preload() -> None:

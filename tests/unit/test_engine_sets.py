@@ -273,9 +273,7 @@ def test_fork_refuses_starter_arguments(world: World) -> None:
 # ---------------------------------------------------------------- environment
 
 
-def compose(
-    environment: Mapping[str, str], n: int = 4, nodes: tuple[str, ...] = (), **command: object
-) -> dict[str, str]:
+def compose(inherited: Mapping[str, str], n: int = 4, nodes: tuple[str, ...] = (), **command: object) -> dict[str, str]:
     order = EngineOrder(0, n, "python", (), Allocation(nodes))
     return es.compose_environment(
         replace(HOST, environment=inherited), order, Command(("x",), **command)  # type: ignore[arg-type]
