@@ -48,7 +48,10 @@ class Host:
     """What the core tells a plug-in about the machine it is on."""
 
     cores: int
+    """Cores this process may run on."""
     is_root: bool
+    python: str
+    """The interpreter that engines will run under."""
     environment: Mapping[str, str]
     which: Which
     run: RunProbe
@@ -73,11 +76,20 @@ class EngineOrder:
     set_id: int
     n: int
     """How many engines."""
-    engine_argv: tuple[str, ...]
-    """Command of one engine; the starter appends nothing that is secret."""
+    python: str
+    engine_args: tuple[str, ...]
+    """Arguments that every engine gets, whichever module of ours starts it; nothing secret among them."""
     allocation: Allocation = Allocation()
     options: tuple[str, ...] = ()
     """Extra arguments of the user's for the starter's program, verbatim."""
+    scratch: str = ""
+    """A private, empty directory on this node for the starter program's own temporary files; the core removes
+    it when the set has ended. "": there is none."""
+
+    @property
+    def engine_argv(self) -> tuple[str, ...]:
+        """Command of one engine."""
+        return (self.python, "-m", "hpcviews.engine", *self.engine_args)
 
 
 @dataclass(frozen=True)
@@ -93,15 +105,21 @@ class Command:
     """Whether the other engines live on when one is killed."""
     is_world: bool = False
     """Whether the engines are ranks of one MPI_COMM_WORLD of size n."""
+    shared_memory: tuple[str, ...] = ()
+    """Patterns of the names under /dev/shm that its processes make and, when killed, leave behind. The core
+    removes those that it saw mapped by the set's own processes."""
+    temporary: tuple[str, ...] = ()
+    """Patterns of files that the program leaves in a place it does not let us choose, when killed."""
 
 
 @dataclass(frozen=True)
-class RankInfo:
-    """Which of a set's processes this one is, read from what the starter put into its environment."""
+class Cause:
+    """Why engines did not start, found in a log."""
 
-    index: int
-    size: int
-    local_index: int
+    text: str
+    """What happened and what to do about it, in one sentence."""
+    error: str = "NoShow"
+    """The class in errors.py that says it best."""
 
 
 @runtime_checkable
@@ -109,6 +127,8 @@ class Scheduler(Protocol):
     """Gets an allocation. Entry point group ``hpcviews.schedulers``."""
 
     name: str
+    default_starter: str
+    """The starter that ``--launcher NAME`` takes when only this scheduler is named."""
 
     def detect(self, host: Host) -> Detection:
         """Whether it can be used here."""
@@ -127,10 +147,17 @@ class Starter(Protocol):
         """Whether it can be used here."""
 
     def command(self, order: EngineOrder, detection: Detection, host: Host) -> Command:
-        """The command that starts the engine set."""
+        """The command that starts the engine set.
 
-    def find_rank(self, environment: Mapping[str, str]) -> RankInfo | None:
-        """Inside an engine process: who am I; None when this starter did not start it."""
+        Engines that will share a world are to be given the argument ``--world`` besides `order.engine_args`;
+        they find their rank in what an MPI starter puts into the environment.
+
+        Raises:
+            UsageError: The order cannot be carried out by this starter; the message says what can.
+        """
+
+    def find_cause(self, log: str) -> Cause | None:
+        """Why the engines did not start, if the program's output says so in a way that it knows."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def run_engine(options: EngineOptions) -> None:
     output = OutputCapture()
     loop = EngineLoop(options.access, info, failure, worker, output, options.timeout_s)
     worker.attach(loop, output)
-    output.attach(loop, worker)
+    output.attach(loop)
     signal.signal(signal.SIGINT, worker.on_interrupt)
     loop.start()
     ended = worker.run()

@@ -127,7 +127,7 @@ class Ranks:
         loop = EngineLoop(self.directory / "engine.json", info, "", worker, output, 30, end_thread)
         try:
             worker.attach(loop, output)
-            output.attach(loop, worker)
+            output.attach(loop)
             loop.start()
             worker.run()
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from core_world import PYTHON, VERSION, World, done, make_info, request, task
 
-from hpcviews.controller import core as c
+from hpcviews.controller import dispatch
 from hpcviews.controller.events import StopRequested
 from hpcviews.controller.state import SetPhase
 from hpcviews.errors import ProtocolError
@@ -291,7 +291,7 @@ def test_stop_ends_engines_then_processes_then_the_controller(world: World) -> N
 
 
 def test_stop_without_engines_finishes_at_once(world: World) -> None:
-    c.on_set_event(world.core, world.out, StopRequested("its owner is gone"))
+    dispatch.on_set_event(world.core, world.out, StopRequested("its owner is gone"))
     assert world.out.is_finished
 
 

@@ -62,7 +62,7 @@ class Bench:
         self.worker.keys.put(self.next_key)
         self.worker.keys.put(Ended(0))
         kept = sys.stdout, sys.stderr
-        self.output.attach(self.sender, self.worker)
+        self.output.attach(self.sender)
         try:
             assert self.worker.run() == Ended(0)
         finally:
