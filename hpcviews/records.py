@@ -285,7 +285,7 @@ def retire(place: Place, record: Record) -> Place:
         current = find_record(place)
         if current is None or current.started != record.started:
             return place
-        return _retire(home, place, record)
+        return _retire(home, place, current)  # which knows the ipc directory; what the starter of it has may not
 
 
 def _retire(home: Path, place: Place, record: Record) -> Place:

@@ -113,11 +113,12 @@ class Household:
 
     def wait_until_empty(self, timeout_s: float) -> None:
         """Wait until no process is left."""
-        wait_until(lambda: not self.find_processes() or self._show(), timeout_s, "the end of all processes")
 
-    def _show(self) -> str:
-        # False for wait_until, and telling in its message.
-        return _Falsy("; ".join(f"{pid}: {command}" for pid, command in self.find_processes().items()))
+        def look() -> bool | Telling:
+            found = self.find_processes()
+            return not found or Telling(found)
+
+        wait_until(look, timeout_s, "the end of all processes")
 
     def assert_nothing_left(self) -> None:
         """No process, no record of a running cluster, no socket, no temporary file, no secret."""
@@ -141,7 +142,9 @@ class Household:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-class _Falsy(str):
+class Telling(str):
+    """False to `wait_until`, and tells in its message what is the case."""
+
     def __bool__(self) -> bool:
         return False
 

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from household import Household, find_pids, read_line
 
 import hpcviews
+from hpcviews.cluster.interfaces import read_interfaces
 from hpcviews.testing.wait import wait_until
 
 LAUNCHERS = ["local", "mpiexec"]
@@ -194,6 +196,31 @@ def test_secrets_are_nowhere_but_in_their_files(household: Household) -> None:
     for secret in secrets:
         assert not any(secret in text for text in seen)
     household.run("stop", "one")
+
+
+def test_cluster_can_be_reached_over_tcp_on_every_interface(household: Household) -> None:
+    household.start("--n", "1", "--interface", "all")
+    path = household.home / "clusters" / "one" / "client.json"
+    access = json.loads(path.read_text())
+    tcp = [endpoint for endpoint in access["endpoints"] if endpoint.startswith("tcp:")]
+    addresses = [address for found in read_interfaces().values() for address in found]
+    assert {urlsplit(endpoint).hostname for endpoint in tcp} == set(addresses)
+    for endpoint in tcp:
+        alone = household.work / "client.json"
+        alone.touch(mode=0o600)
+        alone.write_text(json.dumps({**access, "endpoints": [endpoint]}))
+        with hpcviews.Client(access=alone) as rc:
+            assert rc[:].apply_sync(lambda: 1) == [1]
+    household.run("stop")
+
+
+def test_home_may_have_a_strange_and_long_name(household: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = household.root / ("it's $HOME; a\tstrange\none " + "x" * 100)
+    monkeypatch.setenv("HPCVIEWS_HOME", str(strange))
+    for launcher in LAUNCHERS:
+        done = household.run("run", "--n", "2", "--launcher", launcher, "-c", "import hpcviews; hpcviews.Client()")
+        assert done.returncode == 0, done.stderr
+    assert list((strange / "clusters").iterdir()) == []
 
 
 def test_numpy_is_not_imported_by_the_command_line(household: Household) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from household import Household, find_pids, read_line
+from household import Household, Telling, find_pids, read_line
 
 import hpcviews
 from hpcviews.errors import CompositeError, ControllerLost, EngineError
@@ -67,6 +68,25 @@ def test_killed_engine_fails_its_requests_within_a_second_and_the_others_go_on(
     assert household.run("stop").returncode == 0
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_engines_that_neither_answer_nor_obey_are_killed_at_the_end(household: Household, launcher: str) -> None:
+    household.start("--n", "2", "--launcher", launcher)
+    with hpcviews.Client("one") as rc:
+
+        def defy() -> None:
+            import signal
+
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+
+        rc[:].apply_sync(defy)
+        pids = rc[:].apply_sync(os.getpid)
+    kill(pids[0], signal.SIGSTOP)
+    done = household.run("stop", "one")
+    assert done.stdout == "one: stopped\n", "the controller saw to it, in its time"
+    assert household.find_processes() == {}
+
+
 # ---------------------------------------------------------------- the controller
 
 
@@ -75,6 +95,7 @@ def test_killed_controller_is_lost_to_clients_and_engines_exit_by_themselves(
     household: Household, launcher: str
 ) -> None:
     household.start("--n", "2", "--launcher", launcher)
+    shared_memory = household.find_shared_memory()
     with hpcviews.Client("one") as rc:
         waiting = rc[:].apply_async(time.sleep, 600)
         kill(get_controller(household))
@@ -87,6 +108,7 @@ def test_killed_controller_is_lost_to_clients_and_engines_exit_by_themselves(
     assert '"state": "dead"' in status.stdout
     assert "hpcviews stop one" in household.run("status", "one").stderr
     assert household.run("stop", "one").stdout == "one: was dead; cleared away what it left\n"
+    assert [path for path in shared_memory if path.exists()] == []
     assert "engine set 0: ready" in household.run("logs", "one").stdout
 
 
@@ -109,6 +131,16 @@ def test_hung_controller_is_reported_and_killed(household: Household) -> None:
     done = household.run("stop", "one", "--timeout", "0.5")
     assert done.stdout.startswith("one: did not stop within 0.5 s; killed")
     assert household.find_processes() == {}
+
+
+def test_script_whose_controller_is_killed_is_told_and_nothing_is_left(household: Household) -> None:
+    run = household.begin("run", "--n", "2", "--name", "one", household.write("job.py", SLEEPER))
+    assert read_line(run) == "working"
+    kill(get_controller(household))
+    _, errors = run.communicate(timeout=GONE_S)
+    assert run.returncode == 1
+    assert "ControllerLost" in errors
+    household.wait_until_empty(GONE_S)
 
 
 # ---------------------------------------------------------------- a client
@@ -136,6 +168,7 @@ def test_killed_mpiexec_takes_its_engines_along_and_is_reported(household: House
     (starter,) = find_pids(household.find_processes(), "mpiexec", "--access", "-n 2")[:1]
     engines = [e["pid"] for e in household.ask("status")["engines"]]
     assert starter not in engines
+    shared_memory = household.find_shared_memory()
     with hpcviews.Client("one") as rc:
         waiting = rc[:].apply_async(time.sleep, 600)
         kill(starter)
@@ -147,6 +180,7 @@ def test_killed_mpiexec_takes_its_engines_along_and_is_reported(household: House
     assert status["state"] == "failed"
     assert "SIGKILL" in status["sets"][0]["why"]
     household.run("stop")
+    assert [path for path in shared_memory if path.exists()] == []
 
 
 # ---------------------------------------------------------------- hpcviews run
@@ -156,10 +190,12 @@ def test_killed_mpiexec_takes_its_engines_along_and_is_reported(household: House
 def test_killed_run_takes_everything_along(household: Household, launcher: str) -> None:
     run = household.begin("run", "--n", "2", "--launcher", launcher, household.write("job.py", SLEEPER))
     assert read_line(run) == "working"
+    shared_memory = household.find_shared_memory()
     run.kill()
     run.wait()
     household.wait_until_empty(GONE_S)
     wait_until(lambda: not household.find_clusters(), 5, "the record's end")
+    assert [path for path in shared_memory if path.exists()] == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -179,14 +215,16 @@ def test_ctrl_c_on_a_terminal_ends_all(household: Household) -> None:
     script = household.write("job.py", SLEEPER)
     run = subprocess.Popen(["sh", "-c", command, sys.executable, script, os.ttyname(terminal)], start_new_session=True)
     try:
+        os.set_blocking(controlling, False)
         seen = b""
 
-        def is_working() -> bool:
+        def read_more() -> bytes:
             nonlocal seen
-            seen += os.read(controlling, 65536)
-            return b"working" in seen
+            with contextlib.suppress(BlockingIOError):
+                seen += os.read(controlling, 65536)
+            return seen
 
-        wait_until(is_working, 30, "the script to work")
+        wait_until(lambda: b"working" in read_more() or Telling(repr(seen)), 30, "the script to work")
         assert b"starting engines by local" in seen, "a progress bar on terminals"
         os.write(controlling, b"\x03")
         assert run.wait(15) == 130
