@@ -1,1 +1,125 @@
+"""Python on a cluster through views: MPI engines, direct and load-balanced views, zero-copy numpy arrays.
+
+with hpcviews.Cluster(n=4) as rc:
+    rc[:].map_sync(lambda x: x ** 2, range(10))
+"""
+
+# The layout. Imports go one way, downwards in this list:
+#   errors, ids, environment, records   exceptions, identifiers, what comes from outside
+#   wire/        the messages, their encoding, payloads without copies, access files, sockets
+#   controller/  one process between clients and engines: a pure core, and a loop that owns the sockets
+#   engine/      runs user code: main thread for it and for MPI, an I/O thread for the socket
+#   client/      Client, views and results, and the I/O thread behind them
+#   cluster/     starts, finds and stops clusters; the records of launcher plug-ins
+#   cli/         the command `hpcviews`
+# The three roles never import each other. The built-in launchers are the package hpcviews_launchers.
+# Names below are imported when they are first used, so an engine never loads what only clients need.
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hpcviews.client.balanced_view import LoadBalancedView
+    from hpcviews.client.client import Client
+    from hpcviews.client.direct_view import DirectView
+    from hpcviews.client.results import AsyncMapResult, AsyncResult
+    from hpcviews.client.view import View
+    from hpcviews.cluster.cluster import Cluster
+    from hpcviews.errors import (
+        AccessRefused,
+        CompositeError,
+        ConnectError,
+        ControllerLost,
+        ControllerUnreachable,
+        DependencyTimeout,
+        EngineError,
+        HpcviewsError,
+        ImpossibleDependency,
+        InvalidDependency,
+        LaunchError,
+        LauncherUnavailable,
+        MpiMismatch,
+        NameInUse,
+        NoCluster,
+        NoEnginesRegistered,
+        NoShow,
+        NoSuchEngine,
+        NotEnoughFiles,
+        ProtocolError,
+        RemoteError,
+        SerializationError,
+        TaskAborted,
+        TaskTimeout,
+        UnknownLauncher,
+        UnmetDependency,
+        UsageError,
+        VersionMismatch,
+    )
+    from hpcviews.wire.reference import Reference
+
+_HOMES = {
+    "AsyncMapResult": "hpcviews.client.results",
+    "AsyncResult": "hpcviews.client.results",
+    "Client": "hpcviews.client.client",
+    "Cluster": "hpcviews.cluster.cluster",
+    "DirectView": "hpcviews.client.direct_view",
+    "LoadBalancedView": "hpcviews.client.balanced_view",
+    "Reference": "hpcviews.wire.reference",
+    "View": "hpcviews.client.view",
+}
+
+__all__ = [
+    "AccessRefused",
+    "AsyncMapResult",
+    "AsyncResult",
+    "Client",
+    "Cluster",
+    "CompositeError",
+    "ConnectError",
+    "ControllerLost",
+    "ControllerUnreachable",
+    "DependencyTimeout",
+    "DirectView",
+    "EngineError",
+    "HpcviewsError",
+    "ImpossibleDependency",
+    "InvalidDependency",
+    "LaunchError",
+    "LauncherUnavailable",
+    "LoadBalancedView",
+    "MpiMismatch",
+    "NameInUse",
+    "NoCluster",
+    "NoEnginesRegistered",
+    "NoShow",
+    "NoSuchEngine",
+    "NotEnoughFiles",
+    "ProtocolError",
+    "Reference",
+    "RemoteError",
+    "SerializationError",
+    "TaskAborted",
+    "TaskTimeout",
+    "UnknownLauncher",
+    "UnmetDependency",
+    "UsageError",
+    "VersionMismatch",
+    "View",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'hpcviews' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "hpcviews.errors")), name)
+    globals()[name] = value  # the next time it is a plain attribute
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

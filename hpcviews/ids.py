@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import NewType
 
 EngineId = NewType("EngineId", int)
@@ -29,7 +29,7 @@ SetId = NewType("SetId", int)
 
 def make_session() -> Session:
     """A new session, random enough never to meet another."""
-    return Session(secrets.token_hex(8))
+    return Session(os.urandom(8).hex())
 
 
 def render_msg_id(session: Session, seq: int) -> MsgId:

@@ -13,17 +13,17 @@ import time
 from collections.abc import Sequence
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from hpcviews import environment
-from hpcviews.controller import core as c
+from hpcviews.controller import dispatch
+from hpcviews.controller.core import Core
 from hpcviews.controller.events import EndSets, Service, SetEvent
 from hpcviews.controller.gate import Gate, Keys
 from hpcviews.controller.state import Frames, Route
 from hpcviews.errors import HpcviewsError, ProtocolError
 from hpcviews.wire import messages as m
 from hpcviews.wire.codec import controller_decoder, encode
-from hpcviews.wire.sockets import set_common_options
+from hpcviews.wire.sockets import read_event, set_common_options
 
 log = logging.getLogger("hpcviews.controller.loop")
 
@@ -57,8 +57,8 @@ class _Door:
         gone = []
         assert self.monitor is not None
         while self.monitor.poll(0):
-            event = recv_monitor_message(self.monitor)
-            route = self.route_by_fd.pop(event["value"], None)
+            _, fd = read_event(self.monitor)
+            route = self.route_by_fd.pop(fd, None)
             if route is not None:
                 gone.append(route)
         return gone
@@ -73,7 +73,7 @@ class _Door:
 class ControllerLoop:
     """Runs a Core. Also its Outbox: what the core sends is collected, and leaves at the end of the turn."""
 
-    def __init__(self, core: c.Core, keys: Keys, services: Sequence[Service] = ()):
+    def __init__(self, core: Core, keys: Keys, services: Sequence[Service] = ()):
         self._core = core
         self._services = tuple(services)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -145,7 +145,7 @@ class ControllerLoop:
 
     def post(self, event: SetEvent) -> None:
         """Hand an event to the core; for services, in this thread."""
-        c.on_set_event(self._core, self, event)
+        dispatch.on_set_event(self._core, self, event)
 
     def run(self) -> None:
         """Serve until the core has finished. Closes everything at the end, whatever happens."""
@@ -208,7 +208,7 @@ class ControllerLoop:
     def _take_disconnects(self, door: _Door) -> None:
         for route in door.read_disconnects():
             self._complained.discard(route)
-            c.on_disconnect(self._core, self, route, "lost its connection (killed, or its host is gone)")
+            dispatch.on_disconnect(self._core, self, route, "lost its connection (killed, or its host is gone)")
             self._outgoing.pop(route, None)
             self._check_core()
 
@@ -249,7 +249,7 @@ class ControllerLoop:
                 own = frames[taken : taken + message.frames]
                 taken += message.frames
             try:
-                c.on_message(self._core, self, route, role, message, own, now)
+                dispatch.on_message(self._core, self, route, role, message, own, now)
             except HpcviewsError as error:
                 self._complain(route, error)
                 return
@@ -266,9 +266,9 @@ class ControllerLoop:
         core = self._core
         if self._wants_scheduling:
             self._wants_scheduling = False
-            c.on_schedule(core, self, now)
+            dispatch.on_schedule(core, self, now)
         if core.scheduler.may_recall:
-            c.on_tick(core, self, now)
+            dispatch.on_tick(core, self, now)
         self._check_core()
         if not self._outgoing:
             return

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from hpcviews.controller import requests
+from hpcviews.controller.core import Core
 from hpcviews.controller.events import EndSets, SetExited, SetStarted
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import Client, Engine, EngineSet, Route, SetPhase
 from hpcviews.errors import ProtocolError
 from hpcviews.ids import EngineId, Session, SetId
 from hpcviews.wire import messages as m
-
-if TYPE_CHECKING:
-    from hpcviews.controller.core import Core
 
 log = logging.getLogger("hpcviews.controller.members")
 
@@ -111,8 +108,7 @@ def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
     """An engine's connection is gone, or it left: what it held is tried again or fails."""
     del core.engines[engine.id]
     del core.engine_by_route[engine.route]
-    core.gone[engine.id] = why
-    _trim_gone(core)
+    core.remember_gone(engine.id, why)
     core.scheduler.remove_engine(engine)
     held = engine.load
     requeued = requests.lose_engine(core, out, engine, why)
@@ -137,13 +133,6 @@ def _choose_engine_id(core: Core, engine_set: EngineSet | None, info: m.EngineIn
         return EngineId(wanted)
     core.next_engine_id += 1
     return EngineId(core.next_engine_id - 1)
-
-
-def _trim_gone(core: Core) -> None:
-    from hpcviews.controller.core import GONE_ENGINES_KEPT
-
-    while len(core.gone) > GONE_ENGINES_KEPT:
-        del core.gone[next(iter(core.gone))]
 
 
 # ---------------------------------------------------------------- engine sets

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
+from hpcviews.controller.core import Core
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import NO_KEY, Client, Engine, Frames, Work, WorkPhase
 from hpcviews.ids import Digest, EngineId, RunKey
 from hpcviews.wire import messages as m
-
-if TYPE_CHECKING:
-    from hpcviews.controller.core import Core
-
 
 # ---------------------------------------------------------------- from clients
 
@@ -227,15 +221,6 @@ def end_stranded(core: Core, out: Outbox) -> None:
         else:
             result = _failure(work.seq, -1, *_describe_missing(core, min(targets)))
         out.send(client.route, result)
-
-
-def iterate_unfinished(core: Core) -> Iterator[Work]:
-    """Every work that has not ended, each once; also those whose client is gone."""
-    for pool in core.scheduler.pools.values():
-        for queue in pool.queues.values():
-            yield from (work for work in queue if work.phase is WorkPhase.QUEUED)
-    for engine in core.engines.values():
-        yield from engine.in_flight.values()
 
 
 def _queue_again(core: Core, work: Work, in_front: bool) -> None:

@@ -11,8 +11,9 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import zmq
@@ -60,6 +61,7 @@ class EngineLoop(threading.Thread):
         worker: Worker,
         output: OutputCapture,
         timeout_s: float,
+        end_process: Callable[[int], NoReturn] = os._exit,
     ):
         super().__init__(name="hpcviews-io", daemon=True)
         self._access_path = access_path
@@ -68,6 +70,8 @@ class EngineLoop(threading.Thread):
         self._worker = worker
         self._output = output
         self._timeout_s = timeout_s
+        # The main thread may be anywhere in user code; nothing but os._exit ends the process for sure.
+        self._end_process = end_process
         self._decoder = engine_decoder()
         self._outgoing: deque[tuple[m.Message, list[Any]]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -104,7 +108,7 @@ class EngineLoop(threading.Thread):
             self._serve()
         except BaseException:
             log.exception("engine %d: the I/O thread failed", self._info.id)
-            _exit(1)
+            self._end_process(1)
 
     def _serve(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -138,9 +142,9 @@ class EngineLoop(threading.Thread):
             except ConnectError as error:
                 self._give_up(EXIT_UNREACHABLE, error)
 
-    def _give_up(self, code: int, reason: object) -> None:
+    def _give_up(self, code: int, reason: object) -> NoReturn:
         _write_log(f"engine {self._info.index} of set {self._info.set_id}: {reason}")
-        _exit(code)
+        self._end_process(code)
 
     def _say_hello(self, link: Link) -> None:
         info = msgspec.structs.replace(self._info, registered=time.time())
@@ -249,11 +253,11 @@ class EngineLoop(threading.Thread):
             self._flush(link)
         if self._lost_at is not None:
             if self._stop_at is not None:
-                _exit(0)
+                self._end_process(0)
             if now - self._lost_at > CONTROLLER_GRACE_S or ipc_is_gone(link.endpoint):
                 self._give_up(EXIT_CONTROLLER_LOST, "the controller is gone")
         if self._stop_at is not None and now > self._stop_at:
-            _exit(0)
+            self._end_process(0)
 
     def _timeout_ms(self) -> int | None:
         dues = [due for due in (self._flush_at, self._output_at, self._stop_at) if due is not None]
@@ -268,7 +272,3 @@ class EngineLoop(threading.Thread):
 def _write_log(text: str) -> None:
     os.write(2, f"{text}\n".encode(errors="replace"))
 
-
-def _exit(code: int) -> None:
-    # The main thread may be anywhere in user code; nothing but this ends the process for sure.
-    os._exit(code)

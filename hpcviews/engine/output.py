@@ -9,12 +9,9 @@ from __future__ import annotations
 import io
 import sys
 import threading
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from hpcviews.wire import messages as m
-
-if TYPE_CHECKING:
-    from hpcviews.engine.worker import Worker
 
 REQUEST_CHARS_MAX = 4 * 2**20
 """Characters one request may write per stream: more than anyone reads, less than what hurts a controller."""
@@ -41,7 +38,7 @@ class OutputCapture:
         self._key: int | None = None
         self._waker: Waker | None = None
 
-    def attach(self, waker: Waker, worker: Worker) -> None:
+    def attach(self, waker: Waker) -> None:
         """Begin to capture."""
         self._waker = waker
         sys.stdout = _Stream(self, "stdout", sys.__stdout__)

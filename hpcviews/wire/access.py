@@ -110,7 +110,7 @@ def read_access(path: Path, role: str) -> Access:
     except msgspec.MsgspecError as error:
         raise AccessRefused(f"{path} is not a connection file of hpcviews: {error}") from None
     if access.role != role:
-        raise AccessRefused(f"{path} is the file of an {access.role}, not of a {role}")
+        raise AccessRefused(f"{path} holds the key of role {access.role!r}, and this needs role {role!r}")
     return access
 
 

@@ -48,7 +48,7 @@ class Decoder(Generic[M]):
             )
         try:
             decoded: list[M] = self._decode(memoryview(header)[1:])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
             raise ProtocolError(f"not a message: {error}") from None
         wanted = 0
         for message in decoded:

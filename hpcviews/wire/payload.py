@@ -11,19 +11,19 @@ use travel with them and fill the names the namespace does not have; see `_insta
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import sys
 import types
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cloudpickle
 import zmq
 
 from hpcviews.errors import SerializationError
 from hpcviews.ids import Digest
+from hpcviews.wire.reference import ReferenceFailed
 
 ZERO_COPY_BYTES_MIN = 64 * 2**10
 """Buffers from this size on travel as frames of their own, uncopied. Below, libzmq's bookkeeping for a foreign
@@ -70,10 +70,6 @@ def dumps(obj: Any, *, track: bool = False, engine_names: Collection[str] = ()) 
         if view.nbytes >= ZERO_COPY_BYTES_MIN:
             frames.append(zmq.Frame(view, track=track, copy=False))
             return False
-        if view.readonly:
-            # In band it would arrive read-only, and what an engine gets is writable whatever its size.
-            frames.append(zmq.Frame(view, copy=True))
-            return False
         return True
 
     sink = io.BytesIO()
@@ -98,6 +94,8 @@ def loads(data: bytes, frames: Sequence[zmq.Frame]) -> Any:
         if data:
             return pickle.loads(data, buffers=buffers)
         return pickle.loads(buffers[0], buffers=buffers[1:])
+    except ReferenceFailed as failed:
+        raise failed.error from None  # an undefined name is a NameError of the user's, not a broken payload
     except Exception as error:
         hint = ""
         if isinstance(error, ImportError):
@@ -107,6 +105,8 @@ def loads(data: bytes, frames: Sequence[zmq.Frame]) -> Any:
 
 def digest(payload: Payload) -> Digest:
     """Name of a serialized function."""
+    import hashlib  # 4 ms of OpenSSL that engines do not need
+
     state = hashlib.blake2b(payload.data, digest_size=16)
     for frame in payload.frames:
         state.update(frame.buffer)
@@ -130,6 +130,33 @@ def _describe(obj: Any) -> str:
     return f"a {type(obj).__name__}"
 
 
+# ---------------------------------------------------------------- arrays
+
+
+def _reduce_array(numpy: Any, array: Any) -> tuple[Any, ...]:
+    """Like numpy's own protocol 5 reduction, for the cases too that numpy puts in band or makes read-only.
+
+    Those are strided arrays, datetime64 and read-only ones.
+    """
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        order, flat = "F", array.T.reshape(-1)
+    else:
+        order, flat = "C", numpy.ascontiguousarray(array).reshape(-1)  # copies only what is strided
+    # As bytes: the buffer protocol has no word for datetime64.
+    return _rebuild_array, (pickle.PickleBuffer(flat.view(numpy.uint8)), array.dtype, array.shape, order)
+
+
+def _rebuild_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
+    import numpy
+
+    view = memoryview(buffer)
+    if view.readonly:
+        # The sender's array was read-only; pickle shows us the received memory as read-only too, but it is ours.
+        ours = memoryview(view.obj)
+        view = ours if not ours.readonly else memoryview(bytearray(view))
+    return numpy.ndarray(shape, dtype, view, order=order)
+
+
 # ---------------------------------------------------------------- functions of __main__
 
 
@@ -148,11 +175,8 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle i
         if kind is memoryview:
             return memoryview, (pickle.PickleBuffer(obj if obj.contiguous else obj.tobytes()),)
         numpy = sys.modules.get("numpy")
-        if numpy is not None and kind is numpy.ndarray:
-            if not (obj.flags.c_contiguous or obj.flags.f_contiguous) and not obj.dtype.hasobject:
-                # numpy pickles a strided array in band; one copy into a contiguous one lets it go out of band.
-                return numpy.ascontiguousarray(obj).__reduce_ex__(5)
-            return NotImplemented
+        if numpy is not None and kind is numpy.ndarray and not obj.dtype.hasobject and obj.dtype.itemsize:
+            return _reduce_array(numpy, obj)
         reduced = super().reducer_override(obj)
         if kind is types.FunctionType and obj.__module__ == "__main__" and isinstance(reduced, tuple):
             return self._reduce_main_function(obj, reduced)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hpcviews.controller import core as c
+from hpcviews.controller import dispatch
+from hpcviews.controller.core import Core, Identity
 from hpcviews.controller.events import SetExited, SetStarted
 from hpcviews.controller.state import Frames, Route
 from hpcviews.ids import SetId
@@ -23,37 +24,37 @@ class World:
 
     def __init__(self) -> None:
         self.out = RecorderOutbox()
-        self.core = c.Core(c.Identity("test", "g1", VERSION, PYTHON, "node", 1, 0.0))
+        self.core = Core(Identity("test", "g1", VERSION, PYTHON, "node", 1, 0.0))
         self.now = 0.0
 
     def settle(self) -> None:
         while self.out.wants_scheduling:
             self.out.wants_scheduling = False
-            c.on_schedule(self.core, self.out, self.now)
+            dispatch.on_schedule(self.core, self.out, self.now)
         self.core.check()
 
     def say(self, route: Route, *messages: m.Message, frames: Frames | None = None, role: str = "any") -> None:
         for message in messages:
-            c.on_message(self.core, self.out, route, role, message, frames or [], self.now)
+            dispatch.on_message(self.core, self.out, route, role, message, frames or [], self.now)
             self.core.check()
             self.settle()
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
-        c.on_tick(self.core, self.out, self.now)
+        dispatch.on_tick(self.core, self.out, self.now)
         self.settle()
 
     def disconnect(self, route: Route, why: str = "lost its connection") -> None:
-        c.on_disconnect(self.core, self.out, route, why)
+        dispatch.on_disconnect(self.core, self.out, route, why)
         self.out.inboxes.pop(route, None)
         self.settle()
 
     def start_set(self, n: int, set_id: int = 0) -> None:
-        c.on_set_event(self.core, self.out, SetStarted(SetId(set_id), "local", n, False, "set.log"))
+        dispatch.on_set_event(self.core, self.out, SetStarted(SetId(set_id), "local", n, False, "set.log"))
         self.settle()
 
     def end_set(self, set_id: int = 0, why: str = "exit code 1", error: str = "NoShow") -> None:
-        c.on_set_event(self.core, self.out, SetExited(SetId(set_id), why, error))
+        dispatch.on_set_event(self.core, self.out, SetExited(SetId(set_id), why, error))
         self.settle()
 
     def add_client(self, name: str = "A") -> Route:

@@ -1,0 +1,365 @@
+"""A client's connection: what `Client`, views and results share, without being the object that users hold.
+
+The I/O thread refers to this and not to the Client, so a Client that nobody uses any more is collected, and closes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
+
+import zmq
+
+import hpcviews
+from hpcviews.client.functions import PickledFunction, SentFunctions
+from hpcviews.client.loop import Loop
+from hpcviews.client.outgoing import Outgoing, Parcel
+from hpcviews.client.registry import Registry
+from hpcviews.client.requests import Call, Frames, Requests
+from hpcviews.errors import (
+    AccessRefused,
+    ControllerLost,
+    ControllerUnreachable,
+    HpcviewsError,
+    ProtocolError,
+    UsageError,
+    find_error_class,
+)
+from hpcviews.ids import Seq, make_session
+from hpcviews.wire import messages as m
+from hpcviews.wire.access import Access, get_python_version
+from hpcviews.wire.codec import client_decoder, encode
+from hpcviews.wire.sockets import Link, connect_first
+
+log = logging.getLogger("hpcviews.client.connection")
+
+PUSHED_NAMES_MAX = 10_000
+"""Names remembered as being on the engines. A forgotten name only means that a function that uses it brings the
+client's value along, which the engine's own value overrules."""
+
+
+class Phase(enum.Enum):
+    """States of a connection."""
+
+    CONNECTED = "connected"
+    LOST = "lost"
+    """Broken; the I/O thread tries to get it back, unless the controller will not have us."""
+    CLOSED = "closed"
+
+
+class Connection:
+    """An open connection to a controller, and everything that waits on it."""
+
+    def __init__(self, access: Access, timeout_s: float):
+        """Connect, and return when the controller has accepted us.
+
+        Raises:
+            ControllerUnreachable: It did not answer in time.
+            AccessRefused: It does not know our key.
+            VersionMismatch: It is of another version.
+        """
+        self.access = access
+        self.session = make_session()
+        self.requests = Requests(self.session)
+        self.registry = Registry()
+        self.pushed_names: dict[str, None] = {}
+        self._pid = os.getpid()
+        # Reentrant: a garbage collection inside a locked section may run `ask_to_close`.
+        self._lock = threading.RLock()
+        self._phase = Phase.CONNECTED
+        self._why: HpcviewsError | None = None
+        self._is_stopping = False
+        self._gone = threading.Event()
+        """Set while there is no connection."""
+        self._functions = SentFunctions()
+        self._outgoing = Outgoing()
+        self._queries: dict[int, Future[m.Status]] = {}
+        self._callbacks: SimpleQueue[Callable[[], object] | None] | None = None
+        hello = m.ClientHello(
+            version=hpcviews.__version__,
+            python=get_python_version(),
+            session=self.session,
+            host=socket.gethostname(),
+            pid=self._pid,
+        )
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            deadline = time.monotonic() + timeout_s
+            link = connect_first(context, access, timeout_s)
+            self.endpoint = link.endpoint
+            link.socket.send(encode([hello]))
+            welcome, *more = _wait_for_welcome(link, access, deadline, timeout_s)
+            assert isinstance(welcome, m.Welcome)
+            self.cluster = welcome.cluster
+            self.registry.on_welcome(welcome)
+            self.on_messages(more, [])
+            self._loop = Loop(context, link, access, hello, self._outgoing, self)
+        except BaseException:
+            context.destroy(0)
+            raise
+        self._loop.start()
+        _open_connections.add(self)
+
+    # ------------------------------------------------------------ any thread
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._phase is Phase.CLOSED
+
+    def check_process(self) -> None:
+        """Raise in a forked child, where the I/O thread does not exist and a wait would never end."""
+        if os.getpid() != self._pid:
+            raise UsageError(
+                f"this Client belongs to process {self._pid}, and this is process {os.getpid()}, forked from it; "
+                "make a new one here: hpcviews.Client()"
+            )
+
+    def check_usable(self) -> None:
+        """Raise unless requests can be sent."""
+        self.check_process()
+        self._check_phase()
+
+    def _check_phase(self) -> None:
+        if self._phase is Phase.CLOSED:
+            raise UsageError("this Client has been closed; make a new one: hpcviews.Client()")
+        if self._phase is Phase.LOST:
+            assert self._why is not None
+            raise type(self._why)(*self._why.args)
+
+    def reserve(self, count: int) -> Seq:
+        """Take numbers for requests that are about to be posted."""
+        self.check_process()
+        with self._lock:
+            self._check_phase()
+            return self.requests.reserve(count)
+
+    def post(
+        self,
+        call: Call | None,
+        seqs: range,
+        messages: list[m.Message],
+        frames: Frames,
+        function: PickledFunction | None = None,
+    ) -> None:
+        """Send messages in one piece, behind everything posted before.
+
+        Args:
+            call: Who waits for the results of the requests `seqs`.
+            seqs: Numbers of the requests among `messages`; reserved before.
+            messages: What to send.
+            frames: Their payload frames. Not kept here once they are sent.
+            function: What the messages name by digest.
+        """
+        self.check_process()
+        with self._lock:
+            self._check_phase()
+            if function is not None:
+                before = self._functions.take(function)
+                if before is not None:
+                    self._outgoing.put(before)
+            if call is not None:
+                self.requests.open(call, seqs)
+            self._outgoing.put(Parcel(messages, frames))
+            self._loop.wake()
+
+    def remember_pushed(self, names: list[str]) -> None:
+        """These names are bound on engines now: functions need not bring them along."""
+        with self._lock:
+            for name in names:
+                self.pushed_names.pop(name, None)
+                self.pushed_names[name] = None
+            while len(self.pushed_names) > PUSHED_NAMES_MAX:
+                del self.pushed_names[next(iter(self.pushed_names))]
+
+    def query_status(self, timeout_s: float | None) -> m.Status:
+        """Ask the controller what runs."""
+        future: Future[m.Status] = Future()
+        seq = self.reserve(1)  # never in the history: it is no request
+        self._queries[seq] = future
+        try:
+            self.post(None, range(0), [m.StatusQuery(seq)], [])
+            return future.result(timeout_s)
+        finally:
+            self._queries.pop(seq, None)
+
+    def stop_cluster(self, timeout_s: float | None) -> None:
+        """Ask the controller to end the cluster, and wait until it has."""
+        self.check_process()
+        with self._lock:
+            if self._phase is not Phase.CONNECTED:
+                return
+            self._is_stopping = True
+            self._outgoing.put(Parcel([m.StopCluster()], []))
+            self._loop.wake()
+        if not self._gone.wait(timeout_s):
+            raise TimeoutError(
+                f"cluster {self.cluster!r} did not end within {timeout_s:g} s; its processes may be stuck, "
+                f"see `hpcviews logs {self.cluster}`"
+            )
+
+    def run_callback(self, callback: Callable[[], object]) -> None:
+        """Run it in the thread for callbacks: in the I/O thread, one that waits for a result would wait for ever."""
+        with self._lock:
+            if self._callbacks is None:
+                self._callbacks = SimpleQueue()
+                threading.Thread(
+                    target=_run_callbacks, args=(self._callbacks,), name="hpcviews-callbacks", daemon=True
+                ).start()
+            self._callbacks.put(callback)
+
+    def ask_to_close(self) -> None:
+        """Begin to close, without waiting. Again is fine; in a forked child it does nothing."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._phase is not Phase.CLOSED:
+                self._loop.ask_to_close()
+
+    def close(self) -> None:
+        """Send what waits, leave, and end the I/O thread. Again is fine; in a forked child it does nothing."""
+        self.ask_to_close()
+        if os.getpid() == self._pid:
+            self._loop.join()
+
+    # ------------------------------------------------------------ the I/O thread
+
+    def on_messages(self, messages: list[m.Message], frames: list[zmq.Frame]) -> bool:
+        """What the controller sent."""
+        results: list[tuple[m.Result, Frames]] = []
+        taken = 0
+        for message in messages:
+            if type(message) is m.Result:
+                own: Frames = []
+                if message.frames:
+                    own = frames[taken : taken + message.frames]
+                    taken += message.frames
+                results.append((message, own))
+            elif isinstance(message, m.Output):
+                self.requests.on_output(message)
+            elif isinstance(message, m.EnginesJoined):
+                self.registry.on_joined(message)
+            elif isinstance(message, m.EnginesLeft):
+                self.registry.on_left(message)
+            elif isinstance(message, m.SetChanged):
+                self.registry.on_set(message)
+            elif isinstance(message, m.Status):
+                query = self._queries.get(message.seq)
+                if query is not None and not query.done():
+                    query.set_result(message)
+            elif isinstance(message, m.Welcome):
+                if not self._on_welcome(message):
+                    return False
+            elif isinstance(message, m.Refused):
+                self._end_all(_make_refusal(message))
+                return False
+        # Last, so that who is woken by an engine's death finds the engine gone from `ids`.
+        if results:
+            self.requests.on_results(results, time.time())
+        return True
+
+    def _on_welcome(self, welcome: m.Welcome) -> bool:
+        if welcome.generation != self.access.generation:
+            self._end_all(ControllerLost(f"the controller of {self.cluster!r} is gone, another one answers there"))
+            return False
+        log.info("client %s: connected again", self.session)
+        self.registry.on_welcome(welcome)
+        with self._lock:
+            self._phase, self._why = Phase.CONNECTED, None
+            self._gone.clear()
+        return True
+
+    def on_lost(self, why: str) -> bool:
+        """The connection broke: everything outstanding ends."""
+        if self._is_stopping:
+            text = f"cluster {self.cluster!r} was stopped"
+        else:
+            text = (
+                f"lost the controller of cluster {self.cluster!r} on {self.access.host} ({why}). "
+                "If it still runs, this client connects again by itself; `hpcviews list` shows what runs"
+            )
+        self._end_all(ControllerLost(text))
+        return not self._is_stopping
+
+    def _end_all(self, error: HpcviewsError) -> None:
+        with self._lock:
+            self._phase, self._why = Phase.LOST, error
+            self._outgoing.clear()
+            self._functions.clear()
+        self.registry.on_end(error)
+        self._fail_waiting(error)
+        self._gone.set()
+
+    def on_closed(self) -> None:
+        """The I/O thread ends."""
+        error = ControllerLost("this client was closed before the result came")
+        with self._lock:
+            self._phase, self._why = Phase.CLOSED, error
+            self._outgoing.clear()
+            callbacks = self._callbacks
+        self.registry.on_end(error)
+        self._fail_waiting(error)
+        self._gone.set()
+        if callbacks is not None:
+            callbacks.put(None)
+
+    def _fail_waiting(self, error: HpcviewsError) -> None:
+        self.requests.fail_all(type(error).__name__, str(error), time.time())
+        for query in list(self._queries.values()):
+            if not query.done():
+                query.set_exception(error)
+
+
+_open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # The I/O thread is a daemon, so that a script that forgets close() ends; but what it has queued must leave.
+    for connection in list(_open_connections):
+        connection.close()
+
+
+def _wait_for_welcome(link: Link, access: Access, deadline: float, timeout_s: float) -> list[m.Message]:
+    """The Welcome, and what came together with it."""
+    decoder = client_decoder()
+    while True:
+        rest_ms = max(0, int((deadline - time.monotonic()) * 1000))
+        if not link.socket.poll(rest_ms):
+            raise ControllerUnreachable(
+                f"the controller of cluster {access.cluster!r} at {link.endpoint} answers, but did not accept us "
+                f"within {timeout_s:g} s; see its log: `hpcviews logs {access.cluster}`"
+            )
+        header, *frames = link.socket.recv_multipart()
+        messages = decoder.decode(header, len(frames))
+        for position, message in enumerate(messages):
+            if isinstance(message, m.Refused):
+                raise _make_refusal(message)
+            if isinstance(message, m.Welcome):
+                return messages[position:]
+
+
+def _make_refusal(refused: m.Refused) -> HpcviewsError:
+    kind = find_error_class(refused.error) or AccessRefused
+    if kind is ProtocolError:
+        return ProtocolError(f"the controller does not accept what this client sends: {refused.text}")
+    return kind(refused.text)
+
+
+def _run_callbacks(queue: SimpleQueue[Callable[[], Any] | None]) -> None:
+    while (callback := queue.get()) is not None:
+        try:
+            callback()
+        except Exception:
+            log.exception("a callback of an AsyncResult raised")
+        del callback

@@ -1,0 +1,357 @@
+"""Direct views: every call goes to exactly the engines it names."""
+
+from __future__ import annotations
+
+import os
+import tokenize
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hpcviews.client import maps
+from hpcviews.client.functions import PickledFunction
+from hpcviews.client.replies import ExecuteReply
+from hpcviews.client.results import AsyncMapResult, AsyncResult, Decode
+from hpcviews.client.targets import Targets, freeze_targets, parse_targets
+from hpcviews.client.view import View, get_call_name, merge_trackers
+from hpcviews.wire import messages as m
+from hpcviews.wire.payload import Payload
+from hpcviews.wire.reference import Reference
+
+if TYPE_CHECKING:
+    from hpcviews.client.client import Client
+
+
+class DirectView(View):
+    """A view of certain engines, with access to their namespaces like a dictionary's.
+
+    Requests of one client to one engine run in the order they were sent. A call with an integer as targets gives
+    one value, any other a list in the order of the targets.
+    """
+
+    def __init__(self, client: Client | None = None, socket: None = None, targets: Any = "all", **flags: Any):
+        if client is not None:
+            targets = freeze_targets(targets, client._connection.registry.ids)
+        super().__init__(client, socket, targets=targets, **flags)
+
+    def __len__(self) -> int:
+        if isinstance(self.targets, int):
+            return 1
+        if self.targets is None or self.targets == "all":
+            return len(self.client)
+        return len(self.targets)
+
+    # ------------------------------------------------------------ sending
+
+    def _resolve(self, targets: Any = None) -> Targets:
+        return parse_targets(self.targets if targets is None else targets, self._connection.registry.ids)
+
+    def _send(
+        self,
+        op: str,
+        payload: Payload,
+        targets: Targets,
+        name: str,
+        function: PickledFunction | None = None,
+        decode: Decode | None = None,
+    ) -> AsyncResult:
+        """The same payload to all targets: one message, which the controller fans out."""
+        count = len(targets.ids)
+        first = self._connection.reserve(count)
+        tracker = merge_trackers([payload, function.payload] if function is not None else [payload])
+        call = AsyncResult(
+            self.client,
+            name,
+            first,
+            count,
+            targets=_render_targets(targets),
+            is_single=targets.is_single,
+            decode=decode,
+            tracker=tracker,
+        )
+        self._post_to_all(call, op, payload, targets, function)
+        return call
+
+    def _post_to_all(
+        self, call: AsyncResult, op: str, payload: Payload, targets: Targets, function: PickledFunction | None = None
+    ) -> None:
+        if not targets.ids:
+            return
+        seqs = range(call.first, call.first + len(targets.ids))
+        request = m.Request(
+            payload.data,
+            len(payload.frames),
+            call.first,
+            list(targets.ids),
+            op,
+            function.digest if function is not None else b"",
+        )
+        self._connection.post(call, seqs, [request], payload.frames, function)
+        self._record(call, seqs)
+
+    def _post_to_each(
+        self,
+        call: AsyncResult,
+        op: str,
+        payloads: list[Payload],
+        targets: Targets,
+        function: PickledFunction | None = None,
+    ) -> None:
+        """A payload of its own to each target, all in one piece."""
+        if not payloads:
+            return
+        seqs = range(call.first, call.first + len(payloads))
+        digest = function.digest if function is not None else b""
+        messages: list[m.Message] = [
+            m.Request(payload.data, len(payload.frames), seq, [target], op, digest)
+            for payload, seq, target in zip(payloads, seqs, targets.ids, strict=False)
+        ]
+        frames = [frame for payload in payloads for frame in payload.frames]
+        self._connection.post(call, seqs, messages, frames, function)
+        self._record(call, seqs)
+
+    def _get_block(self, block: bool | None) -> bool:
+        return self.block if block is None else block
+
+    def _get_track(self, track: bool | None) -> bool:
+        return self.track if track is None else track
+
+    # ------------------------------------------------------------ calling
+
+    def _apply(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any], block: bool) -> Any:
+        targets = self._resolve()
+        track = self.track
+        function = self._pickle_function(f, track)
+        payload = self._dumps((args, kwargs), track)
+        call = self._send("apply", payload, targets, get_call_name(f), function)
+        del args, kwargs, payload, function
+        return self._finish(call, block)
+
+    def execute(self, code: str, silent: bool = True, targets: Any = None, block: bool | None = None) -> AsyncResult:
+        """Execute source text in the namespaces of the engines.
+
+        Args:
+            code: Python source.
+            silent: Do not count it (`ExecuteReply.execution_count`) and keep no result of it.
+            targets: Which engines; None: those of this view.
+            block: Wait until it is done; None: as the view's flag. The AsyncResult is returned in any case.
+        Raises:
+            RemoteError, CompositeError: With `block`, it raised on an engine.
+        """
+        return self._execute(code, silent, "", targets, block)
+
+    def _execute(self, code: str, silent: bool, filename: str, targets: Any, block: bool | None) -> AsyncResult:
+        if not isinstance(code, str):
+            raise TypeError(f"code must be text, not {type(code)}")
+        payload = self._dumps((code, silent, filename))
+        call = self._send("execute", payload, self._resolve(targets), "execute", decode=ExecuteReply.decode)
+        self._finish(call, self._get_block(block))
+        return call
+
+    def run(self, filename: str | os.PathLike[str], targets: Any = None, block: bool | None = None) -> AsyncResult:
+        """Execute a file of this side in the namespaces of the engines; see `execute`.
+
+        Raises:
+            FileNotFoundError: It is not there. Nothing was sent.
+        """
+        path = os.fspath(filename)
+        with tokenize.open(path) as file:  # honours an encoding cookie, as Python does
+            code = file.read()
+        return self._execute(f"{code}\n", True, path, targets, block)
+
+    def clear(self, targets: Any = None, block: bool | None = None) -> Any:
+        """Clear the namespaces of the engines, in order with their other requests."""
+        call = self._send("clear", self._dumps(None), self._resolve(targets), "clear")
+        return self._finish(call, self._get_block(block))
+
+    # ------------------------------------------------------------ namespaces
+
+    def push(
+        self, ns: Mapping[str, Any], targets: Any = None, block: bool | None = None, track: bool | None = None
+    ) -> Any:
+        """Assign values on the engines. Arrays are sent uncopied: with ``block=False`` leave them alone until
+        `AsyncResult.wait_for_send` (with ``track=True``) or the result.
+
+        Args:
+            ns: The values by name. Names may be anything that can be assigned to: ``a``, ``a.b``, ``d['x']``.
+            targets: Which engines; None: those of this view.
+            block: Wait until it is done; None: as the view's flag.
+            track: Make a MessageTracker; None: as the view's flag.
+        Returns:
+            None per engine, or an AsyncResult of that.
+        """
+        if not isinstance(ns, Mapping):
+            raise TypeError(f"Must be a dict, not {type(ns)}")
+        _check_names(ns)
+        payload = self._dumps(dict(ns), self._get_track(track))
+        call = self._send("push", payload, self._resolve(targets), "push")
+        self._connection.remember_pushed([name for name in ns if name.isidentifier()])
+        del payload, ns
+        return self._finish(call, self._get_block(block))
+
+    def update(self, ns: Mapping[str, Any]) -> Any:
+        """As `push(ns)`: with ``block=False`` leave arrays alone until they are sent."""
+        return self.push(ns)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """As ``push({name: value})``: without `block` leave arrays alone until they are sent."""
+        self.push({name: value})
+
+    def pull(self, names: str | Iterable[str], targets: Any = None, block: bool | None = None) -> Any:
+        """Get values from the engines.
+
+        Args:
+            names: An expression, evaluated in each namespace; or several, for a list of values per engine.
+            targets: Which engines; None: those of this view.
+            block: Wait for the values; None: as the view's flag.
+        Returns:
+            The value or list of values, per engine; or an AsyncResult of that.
+        """
+        if isinstance(names, str):
+            wanted, single = [names], True
+        elif isinstance(names, Iterable) and not isinstance(names, bytes):
+            wanted, single = list(names), False
+            _check_names(wanted)
+        else:
+            raise TypeError(f"names must be strs, not {names!r}")
+        call = self._send("pull", self._dumps((wanted, single)), self._resolve(targets), "pull")
+        return self._finish(call, self._get_block(block))
+
+    def get(self, key_s: str | Iterable[str]) -> Any:
+        """As `pull` with ``block=True``."""
+        return self.pull(key_s, block=True)
+
+    def __getitem__(self, key: str | list[str]) -> Any:
+        return self.get(key)
+
+    # ------------------------------------------------------------ sequences
+
+    def scatter(
+        self,
+        key: str,
+        seq: Any,
+        dist: str = "b",
+        flatten: bool = False,
+        targets: Any = None,
+        block: bool | None = None,
+        track: bool | None = None,
+    ) -> AsyncResult | None:
+        """Cut a sequence into parts, one per engine. Parts of an array are views of it and are sent uncopied: with
+        ``block=False`` leave it alone until `AsyncResult.wait_for_send` (with ``track=True``) or the result.
+
+        Args:
+            key: Name of each part on its engine.
+            seq: The sequence, or any iterable; arrays are cut along axis 0.
+            dist: "b": contiguous blocks, "r": round robin.
+            flatten: Where every part has exactly one item, send the items themselves.
+            targets: Which engines; None: those of this view.
+            block: Wait until it is done; None: as the view's flag.
+            track: Make a MessageTracker; None: as the view's flag.
+        Returns:
+            None if it was waited for, else an AsyncResult.
+        """
+        _check_names([key])
+        chosen = self._resolve(targets)
+        is_tracked = self._get_track(track)
+        parts = maps.partition(seq, len(chosen.ids), dist)
+        if flatten:
+            parts = maps.flatten_parts(parts)
+        payloads = [self._dumps({key: part}, is_tracked) for part in parts]
+        del parts, seq
+        call = AsyncResult(
+            self.client,
+            "scatter",
+            self._connection.reserve(len(payloads)),
+            len(payloads),
+            targets=list(chosen.ids),
+            is_single=False,
+            tracker=merge_trackers(payloads),
+        )
+        self._post_to_each(call, "push", payloads, chosen)
+        del payloads
+        if key.isidentifier():
+            self._connection.remember_pushed([key])
+        if not self._get_block(block):
+            return call
+        self._finish(call, True)
+        return None
+
+    def gather(self, key: str, dist: str = "b", targets: Any = None, block: bool | None = None) -> Any:
+        """Put together a sequence from its parts on the engines; the inverse of `scatter`.
+
+        Args:
+            key: Name of the parts.
+            dist: As it was scattered.
+            targets: Which engines; None: those of this view.
+            block: Wait for it; None: as the view's flag.
+        Returns:
+            A sequence of the parts' type, or an AsyncMapResult of it; the list of parts if they are no sequences.
+        """
+        _check_names([key])
+        maps.check_dist(dist)
+        chosen = self._resolve(targets)
+        count = len(chosen.ids)
+        call = AsyncMapResult(
+            self.client,
+            "gather",
+            self._connection.reserve(count),
+            None,
+            count,
+            targets=list(chosen.ids),
+            dist=dist,
+            is_map=False,
+        )
+        self._post_to_all(call, "pull", self._dumps(([key], True)), chosen)
+        return self._finish(call, self._get_block(block))
+
+    def map(
+        self,
+        f: Callable[..., Any] | Reference,
+        /,
+        *sequences: Any,
+        block: bool | None = None,
+        track: bool | None = None,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Parallel `map`: each engine gets one contiguous part of the sequences. Arrays are sent uncopied: with
+        ``block=False`` leave them alone until `AsyncResult.wait_for_send` (with ``track=True``) or the result.
+
+        Args:
+            f: Called with one item of each sequence. Or a Reference.
+            sequences: Any iterables; the shortest one counts.
+            block: Wait for the results; None: as the view's flag.
+            track: Make a MessageTracker; None: as the view's flag.
+            return_exceptions: Give a RemoteError in place of the result of each item that failed.
+        Returns:
+            The list of results, or an AsyncMapResult.
+        """
+        chosen = self._resolve()
+        is_tracked = self._get_track(track)
+        ready, count = maps.cut_for_map(sequences)
+        bounds = maps.block_bounds(count, len(chosen.ids))
+        function = self._pickle_function(f, is_tracked)
+        payloads = [
+            self._dumps(([seq[start:stop] for seq in ready], return_exceptions), is_tracked) for start, stop in bounds
+        ]
+        call = AsyncMapResult(
+            self.client,
+            get_call_name(f),
+            self._connection.reserve(len(payloads)),
+            [stop - start for start, stop in bounds],
+            len(payloads),
+            targets=list(chosen.ids[: len(payloads)]),
+            return_exceptions=return_exceptions,
+            tracker=merge_trackers([*payloads, function.payload]),
+        )
+        self._post_to_each(call, "map", payloads, chosen, function)
+        del payloads, ready, sequences, function
+        return self._finish(call, self._get_block(block))
+
+
+def _render_targets(targets: Targets) -> int | list[int]:
+    return int(targets.ids[0]) if targets.is_single else list(targets.ids)
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"keys must be str, not type {type(name)}")

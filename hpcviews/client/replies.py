@@ -1,0 +1,46 @@
+"""The value of `execute`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcviews.client.metadata import Metadata
+
+TEXT_SHOWN_MAX = 32
+
+
+class ExecuteReply:
+    """What executing a piece of code on one engine gave.
+
+    Attributes:
+        execution_count: How many pieces the engine has executed that were not silent.
+        text: repr() of the value of a last expression, or None.
+        metadata: Metadata of the request; its values are attributes here too: stdout, stderr, engine_id, status.
+    """
+
+    def __init__(self, value: dict[str, Any], metadata: Metadata):
+        self.execution_count: int = value["execution_count"]
+        self.text: str | None = value["text"]
+        self.metadata = metadata
+
+    @classmethod
+    def decode(cls, value: dict[str, Any], metadata: Metadata) -> ExecuteReply:
+        """Make one from the engine's answer."""
+        return cls(value, metadata)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "metadata":
+            raise AttributeError(name)
+        return getattr(self.metadata, name)
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return getattr(self, key)
+        except AttributeError:
+            raise KeyError(key) from None
+
+    def __repr__(self) -> str:
+        text = self.text or ""
+        if len(text) > TEXT_SHOWN_MAX:
+            text = text[: TEXT_SHOWN_MAX - 3] + "..."
+        return f"<ExecuteReply[{self.execution_count}]: {text}>"

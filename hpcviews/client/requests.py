@@ -1,0 +1,87 @@
+"""Requests that wait for their results: which call each belongs to. No sockets, no waiting.
+
+User threads open requests, the I/O thread ends them. Every single step is atomic (one dict operation), so neither
+waits for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import zmq
+
+from hpcviews.client.history import History
+from hpcviews.ids import Seq, Session
+from hpcviews.wire import messages as m
+
+Frames = list[zmq.Frame]
+
+
+class Call(Protocol):
+    """One call of a view, which waits for the results of consecutive requests."""
+
+    first: Seq
+    """Number of its first request."""
+
+    def on_result(self, index: int, result: m.Result, frames: Frames, received: float) -> None:
+        """Request `first + index` ended."""
+
+    def on_output(self, index: int, engine: int, stream: str, text: str) -> None:
+        """It wrote text."""
+
+    def on_batch_end(self) -> None:
+        """All results that came together have been handed over: tell who waits."""
+
+
+class Requests:
+    """The outstanding requests of one client, and the numbers of all."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.history = History(session)
+        self._table: dict[int, Call] = {}
+        self._next = 0
+
+    def reserve(self, count: int) -> Seq:
+        """Take `count` numbers; the caller holds the connection's lock."""
+        first = self._next
+        self._next += count
+        return Seq(first)
+
+    def open(self, call: Call, seqs: range) -> None:
+        """These requests of `call` are being sent; the caller holds the connection's lock."""
+        self._table.update(dict.fromkeys(seqs, call))
+        self.history.add(seqs)
+
+    def find(self, seq: int) -> Call | None:
+        """The call that waits for this request."""
+        return self._table.get(seq)
+
+    def get_outstanding(self) -> list[int]:
+        """Numbers of the requests that have not ended."""
+        return list(self._table)
+
+    def on_results(self, results: Iterable[tuple[m.Result, Frames]], received: float) -> None:
+        """Results came. Those nobody waits for (of a time before a reconnect) are dropped."""
+        take = self._table.pop
+        touched: dict[int, Call] = {}
+        for result, frames in results:
+            call = take(result.seq, None)
+            if call is not None:
+                call.on_result(result.seq - call.first, result, frames, received)
+                touched[call.first] = call
+        for call in touched.values():
+            call.on_batch_end()
+
+    def on_output(self, output: m.Output) -> None:
+        """Text of a running request came."""
+        call = self._table.get(output.seq)
+        if call is not None:
+            call.on_output(output.seq - call.first, output.engine, output.stream, output.text)
+
+    def fail_all(self, error: str, text: str, received: float) -> None:
+        """Nothing more will come: end every request with this error of ours."""
+        failure = m.ErrorInfo(error, text, "", True)
+        seqs = self.get_outstanding()
+        self.on_results(((m.Result(b"", 0, seq, -1, 0.0, 0.0, failure), []) for seq in seqs), received)

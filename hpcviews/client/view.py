@@ -1,0 +1,223 @@
+"""What all views have in common."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from traitlets import Any as AnyTrait
+from traitlets import Instance
+
+from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags
+from hpcviews.client.functions import PickledFunction, name_function
+from hpcviews.client.history import History
+from hpcviews.client.results import AsyncResult
+from hpcviews.errors import SerializationError
+from hpcviews.ids import MsgId
+from hpcviews.wire.payload import Payload, dumps
+from hpcviews.wire.reference import Reference, ReferencedFunction
+
+if TYPE_CHECKING:
+    import zmq
+
+    from hpcviews.client.client import Client
+
+
+class _Outstanding(AnyTrait):
+    """Computed when it is looked at, so it can never be out of date."""
+
+    def get(self, obj: Any, cls: Any = None) -> Any:
+        return obj._get_outstanding()
+
+    def set(self, obj: Any, value: Any) -> None:
+        raise AttributeError("outstanding follows from what has been submitted; it cannot be set")
+
+
+class View(HasFlags):
+    """Base of the views; use `Client.direct_view`, `Client.load_balanced_view` or ``client[…]``.
+
+    A view may be used from any thread.
+
+    Attributes:
+        client: The client it belongs to.
+        block: Whether calls wait for their result instead of returning an AsyncResult.
+        track: Whether calls make a MessageTracker for the buffers they send uncopied (`AsyncResult.sent`).
+        targets: Which engines it is for.
+        history: msg_ids of all requests submitted through it, in order.
+        outstanding: Those that have not ended.
+    """
+
+    client: Client = Instance("hpcviews.client.client.Client", allow_none=True)  # type: ignore[assignment]
+    block = BoolFlag(False)
+    track = BoolFlag(False)
+    targets = AnyFlag(None)
+    history = Instance(History)
+    outstanding = _Outstanding()
+
+    def __init__(self, client: Client | None = None, socket: None = None, **flags: Any):
+        if type(self) is View:
+            raise AssertionError("Don't use base View objects, use subclasses")
+        if client is None:
+            raise TypeError(f"a {type(self).__name__} needs a client; make it by Client.direct_view() and its like")
+        connection = client._connection
+        super().__init__(client=client, history=History(connection.session), block=client.block)
+        self._connection = connection
+        self._calls: weakref.WeakSet[AsyncResult] = weakref.WeakSet()
+        self._recording = threading.Lock()
+        self.set_flags(**flags)
+
+    def __repr__(self) -> str:
+        text = str(self.targets)
+        if len(text) > 16:
+            text = text[:12] + "...]"
+        return f"<{type(self).__name__} {text}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be sent or pickled; it belongs to this process's Client")
+
+    # ------------------------------------------------------------ calls
+
+    def _apply(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any], block: bool) -> Any:
+        raise NotImplementedError("in the subclasses")
+
+    def apply(self, f: Callable[..., Any] | Reference, /, *args: Any, **kwargs: Any) -> Any:
+        """Call ``f(*args, **kwargs)`` on the engines. Arrays in the arguments are sent uncopied: with ``block=False``
+        leave them alone until `AsyncResult.wait_for_send` (with ``track=True``) or the result.
+
+        Returns:
+            What the call returned, waited for, if `block` is set; else an AsyncResult.
+        Raises:
+            SerializationError: An argument cannot be pickled. Nothing was sent.
+            NoSuchEngine, NoEnginesRegistered: There is nobody to send it to.
+        """
+        return self._apply(f, args, kwargs, self.block)
+
+    def apply_async(self, f: Callable[..., Any] | Reference, /, *args: Any, **kwargs: Any) -> AsyncResult:
+        """As `apply` with ``block=False``: leave arrays alone until they are sent."""
+        result: AsyncResult = self._apply(f, args, kwargs, False)
+        return result
+
+    def apply_sync(self, f: Callable[..., Any] | Reference, /, *args: Any, **kwargs: Any) -> Any:
+        """As `apply` with ``block=True``: when it returns, arrays in the arguments are the caller's again."""
+        return self._apply(f, args, kwargs, True)
+
+    def map(self, f: Callable[..., Any] | Reference, /, *sequences: Any, **kwargs: Any) -> Any:
+        """Parallel `map`; see the subclasses."""
+        raise NotImplementedError("in the subclasses")
+
+    def map_async(self, f: Callable[..., Any] | Reference, /, *sequences: Any, **kwargs: Any) -> Any:
+        """As `map` with ``block=False``: leave arrays alone until they are sent."""
+        self._refuse_block("map_async", kwargs)
+        return self.map(f, *sequences, block=False, **kwargs)
+
+    def map_sync(self, f: Callable[..., Any] | Reference, /, *sequences: Any, **kwargs: Any) -> Any:
+        """As `map` with ``block=True``: when it returns, the arrays are the caller's again."""
+        self._refuse_block("map_sync", kwargs)
+        return self.map(f, *sequences, block=True, **kwargs)
+
+    def imap(self, f: Callable[..., Any] | Reference, /, *sequences: Any, **kwargs: Any) -> Iterator[Any]:
+        """Iterate over the results of `map` as they arrive. Leave arrays alone until the end."""
+        return iter(self.map_async(f, *sequences, **kwargs))
+
+    @staticmethod
+    def _refuse_block(method: str, kwargs: dict[str, Any]) -> None:
+        if "block" in kwargs:
+            raise TypeError(f"{method} doesn't take a `block` keyword argument.")
+
+    # ------------------------------------------------------------ for the subclasses
+
+    def _dumps(self, obj: Any, track: bool = False) -> Payload:
+        return dumps(obj, track=track, engine_names=self._connection.pushed_names)
+
+    def _pickle_function(self, f: Any, track: bool = False) -> PickledFunction:
+        if isinstance(f, Reference):
+            f = ReferencedFunction(f.name)
+        elif not callable(f):
+            raise TypeError(f"f must be callable, not {type(f)}")
+        try:
+            return name_function(self._dumps(f, track))
+        except SerializationError as error:
+            raise SerializationError(f"the function {_get_name(f)}: {error}") from error
+
+    def _record(self, call: AsyncResult, seqs: range) -> None:
+        with self._recording:
+            self.history.add(seqs)
+            self._calls.add(call)
+        self.client._remember(call)
+
+    def _finish(self, call: AsyncResult, block: bool) -> Any:
+        """The AsyncResult, or its value."""
+        if not block:
+            return call
+        try:
+            return call.get()
+        except KeyboardInterrupt:
+            self.client._keep(call)
+            raise KeyboardInterrupt(
+                "stopped waiting, the work goes on; view.get_result(-1) has its result, "
+                "view.abort() withdraws what has not started"
+            ) from None
+
+    # ------------------------------------------------------------ what was submitted
+
+    def _get_outstanding(self) -> set[MsgId]:
+        with self._recording:
+            calls = list(self._calls)
+        return {msg_id for call in calls for msg_id in call.get_unfinished()}
+
+    def wait(self, jobs: Any = None, timeout: float | None = -1) -> bool:
+        """Wait for requests of this view, or for `jobs`.
+
+        Args:
+            jobs: None: all of this view. An AsyncResult or another future, a msg_id, a position in `history`, or
+                a list of those.
+            timeout: Give up after this many seconds; None or negative waits for ever.
+        Returns:
+            Whether they have ended.
+        """
+        if jobs is None:
+            with self._recording:
+                jobs = list(self._calls)
+        return self.client._wait_for(jobs, self.history, timeout)
+
+    def abort(self, jobs: Any = None) -> None:
+        """Withdraw requests of this view that have not started; they end with TaskAborted.
+
+        Args:
+            jobs: None: all of this view. Or as for `wait`.
+        """
+        if jobs is None:
+            with self._recording:
+                jobs = list(self._calls)
+        self.client._abort(jobs, self.history)
+
+    def get_result(self, index_or_msg_id: Any = None) -> AsyncResult:
+        """The AsyncResult of an earlier call.
+
+        Args:
+            index_or_msg_id: A position in `history` (None: the last), or a msg_id.
+        Raises:
+            KeyError: Its AsyncResult is gone: results live as long as somebody holds it.
+        """
+        return self.client._find_result(-1 if index_or_msg_id is None else index_or_msg_id, self.history)
+
+
+def merge_trackers(payloads: list[Payload]) -> zmq.MessageTracker | None:
+    """One tracker for several payloads; None if nothing in them is tracked."""
+    trackers = [tracker for payload in payloads if (tracker := payload.tracker()) is not None]
+    if len(trackers) <= 1:
+        return trackers[0] if trackers else None
+    import zmq
+
+    return zmq.MessageTracker(*trackers)
+
+
+def _get_name(f: Any) -> str:
+    return str(getattr(f, "__qualname__", None) or getattr(f, "__name__", None) or repr(f))
+
+
+def get_call_name(f: Any) -> str:
+    """How a function is called in messages."""
+    return f.name if isinstance(f, Reference) else str(getattr(f, "__name__", None) or type(f).__name__)

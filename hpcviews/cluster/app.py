@@ -1,0 +1,195 @@
+"""Assembles the controller's process: core and loop, engine sets, owner and signals, and its files on disk.
+
+The order matters for speed: the starter of the engines is started first, so that their Python comes up on another
+core while this process imports ZeroMQ and binds its sockets. Engines wait for their access file.
+"""
+
+from __future__ import annotations
+
+import getopt
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hpcviews import environment, records
+from hpcviews.cluster.handshake import Readiness, send_readiness
+from hpcviews.cluster.interfaces import choose_addresses, read_interfaces
+from hpcviews.cluster.lifeline import OwnerWatch, SignalWatch
+from hpcviews.controller.events import Service
+from hpcviews.errors import HpcviewsError, LaunchError, UsageError
+from hpcviews.records import IPC_PREFIX, Place, Record
+from hpcviews.wire.access import write_access
+
+if TYPE_CHECKING:
+    from hpcviews.cluster.engine_sets import EngineSets
+    from hpcviews.controller.app import Controller
+
+log = logging.getLogger("hpcviews.cluster.app")
+
+SOCKET_PATH_BYTES_MAX = 100
+"""The kernel allows 107 for the path of a Unix socket; libzmq wants some of it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line. What the cluster is to be is in its record."""
+
+    place: Place
+    ready_fd: int
+    lifeline_fd: int
+
+
+def parse_options(argv: list[str]) -> Options:
+    """Options from a command line.
+
+    Raises:
+        UsageError: Not a command line of ours.
+    """
+    try:
+        pairs, rest = getopt.gnu_getopt(argv, "", ["ready-fd=", "lifeline="])
+        given = dict(pairs)
+        (directory,) = rest
+        return Options(Place(Path(directory)), int(given["--ready-fd"]), int(given["--lifeline"]))
+    except (getopt.GetoptError, KeyError, ValueError):
+        raise UsageError(
+            "DIR --ready-fd FD --lifeline FD are needed; controllers are started by `hpcviews start`, not by hand"
+        ) from None
+
+
+def main(argv: list[str]) -> int:
+    """Be the controller of a cluster until it has ended; the exit code."""
+    options = parse_options(argv)
+    configure_logging()
+    for fd in (options.ready_fd, options.lifeline_fd):
+        os.set_inheritable(fd, False)
+    services: list[Service] = [SignalWatch(), OwnerWatch(options.lifeline_fd)]
+    record = records.find_record(options.place)
+    if record is None:
+        send_readiness(options.ready_fd, Readiness("LaunchError", f"no record in {options.place.directory}"))
+        return 1
+    process = ControllerProcess(options.place, record)
+    try:
+        process.start(services)
+    except (HpcviewsError, OSError) as error:
+        log.error("cannot start: %s", error)
+        process.clear_away()
+        name = type(error).__name__ if isinstance(error, HpcviewsError) else "LaunchError"
+        send_readiness(options.ready_fd, Readiness(name, str(error)))
+        return 1
+    except BaseException:
+        process.clear_away()
+        raise
+    send_readiness(options.ready_fd, Readiness())
+    try:
+        process.serve()
+    except Exception:
+        log.exception("the controller failed; this is a bug in hpcviews")
+        return 1
+    finally:
+        process.clear_away()
+    log.info("ended")
+    return 0
+
+
+def configure_logging() -> None:
+    """Log to stderr, which is the log file."""
+    logging.basicConfig(
+        level=logging.DEBUG if environment.is_debug() else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+class ControllerProcess:
+    """This process: what it has started and made, so that it can take all of it away again."""
+
+    def __init__(self, place: Place, record: Record):
+        self._place = place
+        # Ours from now on: who looks at the record meets this process, not the one that asked for the cluster.
+        started = records.find_process_start(os.getpid())
+        assert started is not None, "this process is alive"
+        self._record = msgspec.structs.replace(record, pid=os.getpid(), pid_started=started)
+        self._sets: EngineSets | None = None
+        self._controller: Controller | None = None
+
+    def start(self, services: list[Service]) -> None:
+        """Start the engines' starter, bind the sockets, and write the access files.
+
+        Raises:
+            HpcviewsError: It cannot be done.
+            OSError: A file cannot be written.
+        """
+        from hpcviews.cluster import plugins
+        from hpcviews.cluster.engine_sets import EngineSets
+        from hpcviews.cluster.limits import ensure_files
+        from hpcviews.cluster.processes import get_host
+
+        record, place = self._record, self._place
+        ensure_files(record.n)
+        private = make_private_directory()
+        self._record = record = msgspec.structs.replace(record, ipc_directory=str(private))
+        records.write_record(place, record)
+        host = get_host(record.python)
+        launcher = plugins.get_launcher(record.launcher)
+        detection = plugins.detect(launcher, host)
+        allocation = launcher.scheduler.allocation(host)
+        # Options may send engines anywhere (--hostfile), whatever the scheduler knows of.
+        everyone_is_here = allocation is not None and allocation.is_local and not record.options
+        addresses = choose_addresses(record.interface, everyone_is_here, read_interfaces())
+        self._sets = EngineSets(
+            access=place.access("engine"), logs=place.logs, host=host, scratch=private, paths=record.paths
+        )
+        self._sets.start(record.n, launcher, detection, record.options)
+
+        import zmq
+
+        from hpcviews.controller.app import Controller
+
+        try:
+            controller = Controller(
+                record.name,
+                record.version,
+                ipc_path=str(private / "controller"),
+                tcp_addresses=addresses,
+                services=[*services, self._sets],
+            )
+        except zmq.ZMQError as error:
+            raise LaunchError(
+                f"cannot listen on {', '.join(addresses)}: {error.strerror}; choose another with --interface"
+            ) from None
+        for role in ("engine", "client"):  # engines first: they have been waiting for it
+            write_access(place.access(role), controller.make_access(role))
+        self._record = msgspec.structs.replace(record, generation=controller.generation)
+        records.write_record(place, self._record)
+        self._controller = controller
+        log.info("cluster %s: serving at %s", record.name, ", ".join(controller.endpoints))
+
+    def serve(self) -> None:
+        """Serve until the cluster has ended."""
+        assert self._controller is not None, "started"
+        self._controller.run()
+
+    def clear_away(self) -> None:
+        """Kill what is left, remove secrets and sockets, put the logs where those of ended clusters are."""
+        if self._sets is not None:
+            self._sets.close()
+        try:
+            records.retire(self._place, self._record)
+        except OSError as error:
+            log.error("cannot clear away %s: %s", self._place.directory, error)
+            records.remove_ipc_directory(self._record.ipc_directory)
+
+
+def make_private_directory() -> Path:
+    """A new 0700 directory on this node, with a path short enough for a socket in it."""
+    path = Path(tempfile.mkdtemp(prefix=IPC_PREFIX))
+    if len(os.fsencode(path / "controller")) > SOCKET_PATH_BYTES_MAX:
+        path.rmdir()
+        path = Path(tempfile.mkdtemp(prefix=IPC_PREFIX, dir="/tmp"))
+    return path

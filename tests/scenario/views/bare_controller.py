@@ -1,0 +1,15 @@
+"""A controller alone, without launchers: the views' tests start the engines themselves."""
+
+import sys
+from pathlib import Path
+
+import hpcviews
+from hpcviews.controller.app import Controller
+from hpcviews.wire.access import write_access
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1])
+    controller = Controller("bare", hpcviews.__version__, ipc_path=str(directory / "k"), tcp_addresses=["127.0.0.1"])
+    write_access(directory / "engine.json", controller.make_access("engine"))
+    write_access(directory / "client.json", controller.make_access("client"))
+    controller.run()

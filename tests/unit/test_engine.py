@@ -1,0 +1,198 @@
+"""The parts of an engine that need no socket: operations, output, tracebacks, options."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcviews.engine import output
+from hpcviews.engine.app import parse_options
+from hpcviews.engine.operations import Operations
+from hpcviews.engine.output import OutputCapture
+from hpcviews.engine.worker import Ended, Worker, render_traceback
+from hpcviews.errors import RemoteError, UsageError
+from hpcviews.wire import messages as m
+from hpcviews.wire.payload import digest, dumps, loads
+
+INFO = m.EngineInfo(3, "u", 0, 3, 3, 4, 1, "node7", 42, "3.11", "", 0.0)
+
+
+class FakeSender:
+    """Stands for the I/O thread."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[m.Message, list[Any]]] = []
+        self.expected = threading.Event()
+
+    def put(self, message: m.Message, frames: list[Any], flush: bool) -> None:
+        self.sent.append((message, frames))
+
+    def expect_output(self) -> None:
+        self.expected.set()
+
+
+class Bench:
+    """A worker with everything but a socket."""
+
+    def __init__(self, namespace: dict[str, Any]):
+        self.namespace = namespace
+        self.sender = FakeSender()
+        self.worker = Worker(namespace, INFO)
+        self.output = OutputCapture()
+        self.worker.attach(self.sender, self.output)
+        self.next_key = 0
+
+    def run(self, op: str, payload: Any, function: Any = None) -> tuple[m.Done, list[Any]]:
+        name = b""
+        if function is not None:
+            pickled = dumps(function)
+            name = bytes(digest(pickled))
+            self.worker.functions[name] = (m.Function(pickled.data, len(pickled.frames), name), pickled.frames)
+        sent = dumps(payload)
+        self.next_key += 1
+        self.worker.pending[self.next_key] = (m.Run(sent.data, len(sent.frames), self.next_key, op, name), sent.frames)
+        self.worker.keys.put(self.next_key)
+        self.worker.keys.put(Ended(0))
+        kept = sys.stdout, sys.stderr
+        self.output.attach(self.sender)
+        try:
+            assert self.worker.run() == Ended(0)
+        finally:
+            sys.stdout, sys.stderr = kept
+        done, frames = self.sender.sent.pop()
+        assert isinstance(done, m.Done)
+        return done, frames
+
+    def value(self, op: str, payload: Any, function: Any = None) -> Any:
+        done, frames = self.run(op, payload, function)
+        assert done.error is None, done.error
+        return loads(done.data, frames)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    yield Bench(main.__dict__)
+
+
+def test_apply_map_push_pull_execute_clear(bench: Bench) -> None:
+    assert bench.value("apply", ((2, 3), {}), pow) == 8
+    assert bench.value("map", ([[1, 2, 3], [1, 1]], False), max) == [1, 2]
+    assert bench.value("push", {"a": 5, "d": {}}) is None
+    assert bench.value("push", {"d['x']": 6}) is None
+    assert bench.value("pull", (["a", "d['x'] + 1"], False)) == [5, 7]
+    assert bench.value("pull", (["a"], True)) == 5
+    assert bench.value("execute", ("b = a + 1\nb * 2", False, "")) == {"execution_count": 1, "text": "12"}
+    assert bench.namespace["b"] == 6 and "_hpcviews_value" not in bench.namespace
+    bench.value("clear", None)
+    assert "a" not in bench.namespace and bench.value("execute", ("len([1])", False, ""))["text"] == "1"
+
+
+def test_silent_execute_does_not_count(bench: Bench) -> None:
+    assert bench.value("execute", ("1", True, ""))["execution_count"] == 0
+
+
+def test_map_can_keep_the_errors_of_single_items(bench: Bench) -> None:
+    values = bench.value("map", ([[1, 0, 2]], True), lambda x: 1 / x)
+    assert values[0] == 1.0 and values[2] == 0.5
+    assert isinstance(values[1], RemoteError) and values[1].ename == "ZeroDivisionError" and values[1].engine_id == 3
+
+
+def test_error_tells_where_and_shows_the_users_frames_only(bench: Bench) -> None:
+    done, frames = bench.run("execute", ("def f():\n    return 1 / 0\nf()", False, ""))
+    error = done.error
+    assert error is not None and (error.ename, error.rank, error.host, error.pid) == ("ZeroDivisionError", 3, "node7", 42)
+    assert "return 1 / 0" in error.traceback and "operations.py" not in error.traceback
+    assert isinstance(loads(done.data, frames), ZeroDivisionError)
+
+
+def test_unpicklable_result_says_what_to_do(bench: Bench) -> None:
+    done, _ = bench.run("apply", ((), {}), lambda: threading.Lock())
+    assert done.error is not None and done.error.ename == "SerializationError"
+    assert "keep it on the engine under a name" in done.error.evalue
+
+
+def test_sys_exit_and_broken_str_are_errors_like_others(bench: Bench) -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    def leave() -> None:
+        sys.exit(3)
+
+    def fail() -> None:
+        raise Broken
+
+    for function, name in ((leave, "SystemExit"), (fail, "Broken")):
+        done, _ = bench.run("apply", ((), {}), function)
+        assert done.error is not None and done.error.ename == name
+
+
+def test_output_comes_before_the_result_and_is_cut_when_endless(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "REQUEST_CHARS_MAX", 100)
+
+    def talk() -> None:
+        print("one")
+        print("two", file=sys.stderr)
+        sys.stdout.write("x" * 105)
+        print("never")
+
+    bench.run("apply", ((), {}), talk)
+    texts = [(msg.stream, msg.text) for msg, _ in bench.sender.sent if isinstance(msg, m.RunOutput)]
+    assert [stream for stream, _ in texts] == ["stdout", "stderr", "stdout"]
+    assert texts[0][1] == "one\n" and texts[1][1] == "two\n"
+    assert "is cut after" in texts[2][1] and "never" not in texts[2][1]
+    assert bench.sender.expected.is_set(), "live output was not announced"
+
+
+def test_arguments_are_freed_before_the_next_request_comes(bench: Bench) -> None:
+    seen: list[Any] = []
+    bench.namespace["keep"] = lambda array: seen.append(weakref.ref(array))
+    array = np.zeros(100_000)
+
+    def look(array: Any) -> None:
+        keep(array)  # type: ignore[name-defined]  # noqa: F821 - in the namespace
+
+    look.__module__ = "__main__"
+    bench.run("apply", ((array,), {}), types.FunctionType(look.__code__, bench.namespace, "look"))
+    assert seen and seen[0]() is None
+
+
+def test_withdrawn_work_is_passed_over(bench: Bench) -> None:
+    bench.worker.keys.put(99)
+    bench.worker.keys.put(Ended(0))
+    bench.worker.run()
+    assert not bench.sender.sent
+
+
+def test_unknown_operation_lists_those_there_are() -> None:
+    operations = Operations({}, lambda error: RemoteError("", ""))
+    with pytest.raises(TypeError, match=r"no operation 'dance'.*apply"):
+        operations.run("dance", None, None)
+
+
+def test_recursion_traceback_is_bounded() -> None:
+    def dive(n: int) -> None:
+        dive(n + 1)
+
+    try:
+        dive(0)
+    except RecursionError as error:
+        assert len(render_traceback(error)) < 110_000
+
+
+def test_options_are_read_and_nonsense_is_refused() -> None:
+    options, n = parse_options(["--access", "/x/e.json", "--set", "2", "--expect", "4", "--n", "4", "--path", "a", "--path", "b"])
+    assert (options.access, options.set_id, options.expect, n, options.paths) == (Path("/x/e.json"), 2, 4, 4, ("a", "b"))
+    for argv in ([], ["--access"], ["--access", "x", "more"], ["--access", "x", "--set", "y"], ["--bogus"]):
+        with pytest.raises(UsageError, match="engine:"):
+            parse_options(argv)
