@@ -217,7 +217,15 @@ TREE = """
     script = "sleep 1001 & setsid sleep 1002 & (setsid sleep 1003 &) ; echo ready; wait"
     tree = spawn_tree(["sh", "-c", script], dict(os.environ), log)
     other = spawn_tree(["sleep", "1004"], dict(os.environ), log)
-    wait_until(lambda: len(tree.find_alive()) == 4, 10, "the tree")
+
+    def names():
+        try:
+            return sorted(Path(f"/proc/{pid}/comm").read_text().strip() for pid in tree.find_alive())
+        except OSError:
+            return "one ended just now"
+
+    # By name: between fork and exec there are more of the shell, for a moment.
+    wait_until(lambda: names() == ["sh", "sleep", "sleep", "sleep"], 10, "the tree")
 """
 
 
