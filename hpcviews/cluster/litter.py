@@ -10,23 +10,26 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 
-CREATED_WITHIN_S = 10.0
+TEMPORARY_WITHIN_S = 10.0
 """A starter makes its temporary files in the first moments; later ones of the same name are somebody else's."""
+
+SHARED_MEMORY_WITHIN_S = 20.0
+"""Segments are made in MPI_Init, soon after the start."""
 
 
 class Litter:
-    """Of one engine set. Removes only what is this set's beyond doubt.
+    """Of one engine set. The names of these files say nothing of their owner, so it is careful.
 
-    Shared memory is taken to be the set's when one of its processes was seen to map it: the names say nothing
-    of their owner. Temporary files, which nobody maps, when they are this user's and appeared right after
-    the set's start.
+    Shared memory is the set's when one of its processes was seen to map it; or, for a set that ended before
+    anybody looked, when it is this user's, was made right after the set's start, and no living process maps it.
+    Temporary files, which nobody maps, when they are this user's and appeared right after the set's start.
     """
 
     def __init__(self, shared_memory: Sequence[str], temporary: Sequence[str], wall_time: float):
-        self._shared_memory = tuple(shared_memory)
-        self._temporary = tuple(temporary)
+        self._shared_memory = [SHARED_MEMORY / pattern for pattern in shared_memory]
+        self._temporary = [Path(pattern) for pattern in temporary]
         self._started = wall_time
-        self._earlier = frozenset(self._find_temporary())
+        self._earlier = {*_find(self._temporary), *_find(self._shared_memory)}
         self._mapped: set[Path] = set()
 
     @property
@@ -36,37 +39,41 @@ class Litter:
 
     def note(self, pids: Iterable[int]) -> None:
         """Look at what these processes have mapped; to be called while they live."""
-        if not self._shared_memory:
-            return
         for pid in pids:
             for path in _read_mapped(pid):
-                if any(fnmatch.fnmatch(path.name, pattern) for pattern in self._shared_memory):
+                if any(fnmatch.fnmatch(str(path), str(pattern)) for pattern in self._shared_memory):
                     self._mapped.add(path)
 
     def sweep(self) -> list[Path]:
         """Remove it; to be called when all processes of the set are gone. Gives what there was."""
-        temporary = (path for path in self._find_temporary() if path not in self._earlier)
-        found = sorted(self._mapped) + [path for path in temporary if self._is_ours(path)]
+        found = {*self._mapped, *self._find_new(self._temporary, TEMPORARY_WITHIN_S)}
+        unseen = self._find_new(self._shared_memory, SHARED_MEMORY_WITHIN_S) - self._mapped
+        if unseen:
+            living = (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+            found |= unseen.difference(*(_read_mapped(pid) for pid in living))
         removed = []
-        for path in found:
+        for path in sorted(found):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed.append(path)
         self._mapped.clear()
         return removed
 
-    def _find_temporary(self) -> list[Path]:
-        patterns = [Path(pattern) for pattern in self._temporary]
-        return [path for pattern in patterns for path in pattern.parent.glob(pattern.name)]
+    def _find_new(self, patterns: Iterable[Path], within_s: float) -> set[Path]:
+        return {p for p in _find(patterns) if p not in self._earlier and self._is_of_our_start(p, within_s)}
 
-    def _is_ours(self, path: Path) -> bool:
+    def _is_of_our_start(self, path: Path, within_s: float) -> bool:
         try:
             status = path.lstat()
+            # Writing to mapped memory does not change it. 1 s of slack: file systems have a coarser clock.
+            age = status.st_mtime - self._started
         except OSError:
             return False
-        # One second of slack: file systems take their time from a coarser clock.
-        age = status.st_mtime - self._started
-        return status.st_uid == os.geteuid() and -1.0 <= age <= CREATED_WITHIN_S
+        return status.st_uid == os.geteuid() and -1.0 <= age <= within_s
+
+
+def _find(patterns: Iterable[Path]) -> list[Path]:
+    return [path for pattern in patterns for path in pattern.parent.glob(pattern.name)]
 
 
 def _read_mapped(pid: int) -> set[Path]:
