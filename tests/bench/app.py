@@ -100,9 +100,7 @@ class Bench:
         errors = self.home / "errors.txt"
         begun = time.monotonic()
         with errors.open("w") as sink:
-            child = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=sink, text=True
-            )
+            child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=sink, text=True)
             try:
                 out, _ = child.communicate(timeout=CHILD_S_MAX)
                 problem = f"exit code {child.returncode}" if child.returncode else ""

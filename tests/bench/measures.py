@@ -109,7 +109,7 @@ def judge(measure: Measure, figures: Figures, peers: tuple[str, ...]) -> Row | N
     if measure.pool_factor is not None and POOL in ratios:
         aims.append((f"≤ {measure.pool_factor:g} × pool", ratios[POOL] >= 1 / measure.pool_factor))
     if REFERENCE in ratios:
-        aims.append((f"≥ {REFERENCE_FACTOR:g} × better than ipp", ratios[REFERENCE] >= REFERENCE_FACTOR))
+        aims.append((f"{REFERENCE_FACTOR:g} × ipp", ratios[REFERENCE] >= REFERENCE_FACTOR))
     return Row(
         measure,
         ours,

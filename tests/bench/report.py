@@ -52,9 +52,7 @@ def make_markdown(rows: list[Row], peers: tuple[str, ...]) -> str:
     return "\n".join("| " + " | ".join(" ".join(cell.split()) for cell in line) + " |" for line in lines)
 
 
-def make_json(
-    rows: list[Row], raw: dict[str, dict[str, list[float]]], about: dict[str, Any]
-) -> dict[str, Any]:
+def make_json(rows: list[Row], raw: dict[str, dict[str, list[float]]], about: dict[str, Any]) -> dict[str, Any]:
     """Everything, with the raw repetitions."""
     return {
         "about": about,
