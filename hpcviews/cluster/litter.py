@@ -25,11 +25,15 @@ class Litter:
     Temporary files, which nobody maps, when they are this user's and appeared right after the set's start.
     """
 
-    def __init__(self, shared_memory: Sequence[str], temporary: Sequence[str], wall_time: float):
+    def __init__(
+        self, shared_memory: Sequence[str], temporary: Sequence[str], wall_time: float, *, is_late: bool = False
+    ):
+        """For a set that starts now, or `is_late`: that started at `wall_time`, and whose controller is dead."""
+        self.patterns = tuple(shared_memory)
         self._shared_memory = [SHARED_MEMORY / pattern for pattern in shared_memory]
         self._temporary = [Path(pattern) for pattern in temporary]
         self._started = wall_time
-        self._earlier = {*_find(self._temporary), *_find(self._shared_memory)}
+        self._earlier = set() if is_late else {*_find(self._temporary), *_find(self._shared_memory)}
         self._mapped: set[Path] = set()
 
     @property
