@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from hpcviews.cluster.processes import read_all_stats
+from hpcviews.cluster.spec import TemporaryFiles
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -22,18 +26,25 @@ class Litter:
 
     Shared memory is the set's when one of its processes was seen to map it; or, for a set that ended before
     anybody looked, when it is this user's, was made right after the set's start, and no living process maps it.
-    Temporary files, which nobody maps, when they are this user's and appeared right after the set's start.
+    Temporary files, which nobody maps, when they are this user's, appeared right after the set's start, and no
+    living process is there that may have made them.
     """
 
     def __init__(
-        self, shared_memory: Sequence[str], temporary: Sequence[str], wall_time: float, *, is_late: bool = False
+        self,
+        shared_memory: Sequence[str],
+        temporary: Sequence[TemporaryFiles],
+        wall_time: float,
+        *,
+        is_late: bool = False,
     ):
         """For a set that starts now, or `is_late`: that started at `wall_time`, and whose controller is dead."""
         self.patterns = tuple(shared_memory)
         self._shared_memory = [SHARED_MEMORY / pattern for pattern in shared_memory]
-        self._temporary = [Path(pattern) for pattern in temporary]
+        self._temporary = tuple(temporary)
         self._started = wall_time
-        self._earlier = set() if is_late else {*_find(self._temporary), *_find(self._shared_memory)}
+        everywhere = [*self._shared_memory, *(Path(files.pattern) for files in self._temporary)]
+        self._earlier = set() if is_late else set(_find(everywhere))
         self._mapped: set[Path] = set()
 
     @property
@@ -50,7 +61,12 @@ class Litter:
 
     def sweep(self) -> list[Path]:
         """Remove it; to be called when all processes of the set are gone. Gives what there was."""
-        found = {*self._mapped, *self._find_new(self._temporary, TEMPORARY_WITHIN_S)}
+        found = set(self._mapped)
+        for files in self._temporary:
+            new = self._find_new([Path(files.pattern)], TEMPORARY_WITHIN_S)
+            if new:
+                starts = _read_start_times(files.made_by)
+                found |= {path for path in new if not _may_be_of(path, starts)}
         unseen = self._find_new(self._shared_memory, SHARED_MEMORY_WITHIN_S) - self._mapped
         if unseen:
             living = (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
@@ -78,6 +94,27 @@ class Litter:
 
 def _find(patterns: Iterable[Path]) -> list[Path]:
     return [path for pattern in patterns for path in pattern.parent.glob(pattern.name)]
+
+
+def _read_start_times(name: str) -> list[float]:
+    """When the living processes of that name were started (Unix time)."""
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    ticks = os.sysconf("SC_CLK_TCK")
+    starts = []
+    for stat in read_all_stats().values():
+        with contextlib.suppress(OSError):
+            if stat.is_alive and Path(f"/proc/{stat.pid}/comm").read_text().rstrip("\n") == name:
+                starts.append(boot + stat.start / ticks)
+    return starts
+
+
+def _may_be_of(path: Path, starts: Iterable[float]) -> bool:
+    """Whether a process that started at one of these times may have made it."""
+    try:
+        made = path.lstat().st_mtime
+    except OSError:
+        return False
+    return any(-1.0 <= made - start <= TEMPORARY_WITHIN_S for start in starts)
 
 
 def _read_mapped(pid: int) -> set[Path]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from hpcviews.cluster.spec import Cause, Command, Detection, EngineOrder, Host
+from hpcviews.cluster.spec import Cause, Command, Detection, EngineOrder, Host, TemporaryFiles
 from hpcviews.environment import MPI_PREFIXES, SCHEDULER_PREFIXES
 
 INSTALL_HINT = (
@@ -87,7 +87,7 @@ class MpiexecStarter:
         flags: list[str]
         environment: dict[str, str] = {}
         shared_memory: tuple[str, ...] = ()
-        temporary: tuple[str, ...] = ()
+        temporary: tuple[TemporaryFiles, ...] = ()
         shield: tuple[str, ...] = ()
         if flavour == "openmpi":
             flags = _open_mpi_flags(major, host.is_root)
@@ -110,7 +110,8 @@ class MpiexecStarter:
                 flags += ["-bind-to", "none"]
                 shield = _SHIELD
                 shared_memory = ("mpich_shm_*", "mpich_shar_tmp*")
-                temporary = ("/tmp/hydra_hwloc_xmlfile_*",)  # its place is fixed in Hydra's source
+                # Its place is fixed in Hydra's source.
+                temporary = (TemporaryFiles("/tmp/hydra_hwloc_xmlfile_*", "hydra_pmi_proxy"),)
             if nodes:
                 flags += ["-hosts", ",".join(nodes)]
         return Command(

@@ -14,6 +14,7 @@ import pytest
 
 from hpcviews.cluster import litter as module
 from hpcviews.cluster.litter import Litter
+from hpcviews.cluster.spec import TemporaryFiles
 
 HOLD = """
 import mmap, sys
@@ -40,8 +41,8 @@ def holder() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate("")
 
 
-def hold(holder: list[subprocess.Popen[str]], path: Path) -> int:
-    command = [sys.executable, "-c", HOLD, str(path)]
+def hold(holder: list[subprocess.Popen[str]], path: Path, python: str = sys.executable) -> int:
+    command = [python, "-c", HOLD, str(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     holder.append(process)
     assert process.stdout is not None and process.stdout.readline() == "mapped\n"
@@ -101,10 +102,13 @@ def test_mapped_memory_of_other_names_is_left_alone(segment: Path) -> None:
     assert swept.sweep() == [] and segment.exists()
 
 
+def files_of(directory: Path, made_by: str = "no such program") -> list[TemporaryFiles]:
+    return [TemporaryFiles(str(directory / "hydra_*"), made_by)]
+
+
 def test_temporary_file_of_our_start_is_removed_and_others_are_not(tmp_path: Path) -> None:
-    pattern = str(tmp_path / "hydra_*")
     make(tmp_path / "hydra_earlier")
-    swept = Litter([], [pattern], time.time())
+    swept = Litter([], files_of(tmp_path), time.time())
     make(tmp_path / "hydra_ours")
     make(tmp_path / "hydra_later", age_s=-module.TEMPORARY_WITHIN_S - 5)
     make(tmp_path / "else")
@@ -112,9 +116,23 @@ def test_temporary_file_of_our_start_is_removed_and_others_are_not(tmp_path: Pat
     assert {p.name for p in tmp_path.iterdir()} == {"hydra_earlier", "hydra_later", "else"}
 
 
+def test_temporary_file_that_a_living_program_may_have_made_is_left_alone(
+    tmp_path: Path, segment: Path, holder: list[subprocess.Popen[str]]
+) -> None:
+    make(segment)
+    program = tmp_path / "proxy_for_test"  # a name of its own: other Pythons live here too
+    program.symlink_to(Path(sys.executable).resolve())
+    swept = Litter([], files_of(tmp_path, program.name), time.time())
+    hold(holder, segment, str(program))
+    make(tmp_path / "hydra_theirs")
+    assert swept.sweep() == []
+    holder.pop().communicate("")
+    assert swept.sweep() == [tmp_path / "hydra_theirs"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's file")
 def test_file_of_another_user_is_left_alone(tmp_path: Path) -> None:
-    swept = Litter([], [str(tmp_path / "*")], time.time())
-    make(tmp_path / "theirs")
-    os.chown(tmp_path / "theirs", 65534, 65534)
+    swept = Litter([], files_of(tmp_path), time.time())
+    make(tmp_path / "hydra_theirs")
+    os.chown(tmp_path / "hydra_theirs", 65534, 65534)
     assert swept.sweep() == []

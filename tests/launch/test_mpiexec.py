@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rig import SOURCES, Rig
 
+from hpcviews.cluster.processes import read_all_stats
 from hpcviews.testing.wait import wait_until
 
 N = 4
@@ -92,11 +93,25 @@ def test_all_ranks_dying_ends_the_set(rig: Rig, mpi_python: str) -> None:
 
 
 def test_killed_mpiexec_takes_everything_along(rig: Rig, mpi_python: str) -> None:
+    before = find_topology_files()
     rig.start_ready(3, "mpiexec", python=mpi_python)
     os.kill(rig.find_starter(), signal.SIGKILL)
     over = rig.wait_over(15)
     assert over.state == "failed" and over.why.startswith("mpiexec ended: killed by SIGKILL")
     assert rig.find_descendants() == [] and rig.find_left() == []
+    # Files there do not say whose they are: if somebody else's MPICH runs here meanwhile, it cannot be told.
+    left = [path for path in find_topology_files() - before if path.exists()]
+    assert left == [] or is_somebody_elses_hydra_there()
+
+
+def find_topology_files() -> set[Path]:
+    """What MPICH's mpiexec writes for its ranks, and may leave behind when it is killed."""
+    return set(Path("/tmp").glob("hydra_hwloc_xmlfile_*"))
+
+
+def is_somebody_elses_hydra_there() -> bool:
+    names = (Path(f"/proc/{pid}/comm") for pid in read_all_stats())
+    return any(path.exists() and path.read_text().strip() == "hydra_pmi_proxy" for path in names)
 
 
 def test_sigterm_to_mpiexec_ends_the_set(rig: Rig, mpi_python: str) -> None:
