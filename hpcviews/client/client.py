@@ -94,7 +94,7 @@ class Client(HasTraits):
         return self._connection.registry.sets
 
     def __len__(self) -> int:
-        return len(self._connection.registry.ids)
+        return self._connection.registry.count
 
     def __bool__(self) -> bool:
         return True  # also while no engine is registered

@@ -23,7 +23,10 @@ class Registry:
         self._gone: dict[int, m.EngineInfo] = {}
         self._why_gone: dict[int, str] = {}
         self._sets: dict[int, m.SetInfo] = {}
-        self._ids: tuple[EngineId, ...] = ()
+        self._ids: tuple[EngineId, ...] | None = ()
+        """Sorted ids; None: to be made anew. Ten thousand engines join one by one, and nobody looks each time."""
+        self._registered: dict[int, int] = {}
+        """How many engines of each set are there."""
         self._departures = 0
         self._last_departure = ""
         self._end: HpcviewsError | None = None
@@ -31,12 +34,22 @@ class Registry:
     @property
     def ids(self) -> tuple[EngineId, ...]:
         """Registered engines, ascending."""
-        return self._ids
+        ids = self._ids
+        if ids is None:
+            with self._changed:
+                ids = self._ids = tuple(EngineId(i) for i in sorted(self._engines))
+        return ids
 
     @property
     def engines(self) -> dict[EngineId, m.EngineInfo]:
         """Registered engines by id."""
-        return {i: self._engines[i] for i in self._ids if i in self._engines}
+        with self._changed:
+            return {EngineId(i): self._engines[i] for i in sorted(self._engines)}
+
+    @property
+    def count(self) -> int:
+        """How many engines are registered."""
+        return len(self._engines)
 
     @property
     def sets(self) -> list[m.SetInfo]:
@@ -54,15 +67,15 @@ class Registry:
         with self._changed:
             self._end = None
             self._gone.update(self._engines)
-            self._engines = {info.id: info for info in welcome.engines}
+            self._engines.clear()
+            self._registered.clear()
             self._sets = {info.id: info for info in welcome.sets}
-            self._update()
+            self._add(welcome.engines)
 
     def on_joined(self, joined: m.EnginesJoined) -> None:
         """Engines registered."""
         with self._changed:
-            self._engines.update({info.id: info for info in joined.engines})
-            self._update()
+            self._add(joined.engines)
 
     def on_left(self, left: m.EnginesLeft) -> None:
         """Engines are gone."""
@@ -71,11 +84,19 @@ class Registry:
                 info = self._engines.pop(gone.id, None)
                 if info is not None:
                     self._gone[gone.id] = info
+                    self._registered[info.set_id] -= 1
                 self._departures += 1
                 self._last_departure = f"engine {gone.id} {gone.why}"
             while len(self._gone) > GONE_KEPT_MAX:
                 del self._gone[next(iter(self._gone))]
             self._update()
+
+    def _add(self, engines: list[m.EngineInfo]) -> None:
+        for info in engines:
+            if info.id not in self._engines:
+                self._registered[info.set_id] = self._registered.get(info.set_id, 0) + 1
+            self._engines[info.id] = info
+        self._update()
 
     def on_set(self, changed: m.SetChanged) -> None:
         """An engine set moved to another state."""
@@ -90,7 +111,7 @@ class Registry:
             self._changed.notify_all()
 
     def _update(self) -> None:
-        self._ids = tuple(EngineId(i) for i in sorted(self._engines))
+        self._ids = None
         self._changed.notify_all()
 
     # ------------------------------------------------------------ waiting
@@ -104,7 +125,7 @@ class Registry:
         shown = -1
         while True:
             with self._changed:
-                ready = len(self._ids)
+                ready = self.count
                 wanted = self.count_expected() if n is None else n
                 if ready < wanted and ready == shown:
                     self._check_hope(wanted, departures)
@@ -124,10 +145,7 @@ class Registry:
 
     def count_expected(self) -> int:
         """How many engines there will be when all sets that are being started are complete."""
-        registered: dict[int, int] = {}
-        for info in self._engines.values():
-            registered[info.set_id] = registered.get(info.set_id, 0) + 1
-        missing = sum(max(0, s.n - registered.get(s.id, 0)) for s in self._sets.values() if s.state == "starting")
+        missing = sum(max(0, s.n - self._registered.get(s.id, 0)) for s in self._sets.values() if s.state == "starting")
         return len(self._engines) + missing
 
     def _check_hope(self, wanted: int, departures: int) -> None:
@@ -140,4 +158,4 @@ class Registry:
                 kind = find_error_class(engine_set.error) or LaunchError
                 raise kind(f"engine set {engine_set.id} ({engine_set.launcher}) failed: {engine_set.why}")
         if self._departures > departures:
-            raise EngineError(f"{self._last_departure} while waiting for {wanted} engines; {len(self._ids)} are there")
+            raise EngineError(f"{self._last_departure} while waiting for {wanted} engines; {self.count} are there")

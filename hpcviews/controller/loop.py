@@ -34,6 +34,10 @@ TURN_S = 0.001
 """A turn also ends after about a millisecond of receiving."""
 
 RECALL_CHECK_S = 0.005
+LAST_WORDS_QUIET_S = 0.25
+"""A lost connection that has had no message for this long has none left, also when others keep the socket busy:
+the socket takes from all its connections in turn."""
+
 FLUSH_LINGER_MS = 2_000
 """At the end, last answers get this long to leave."""
 
@@ -90,6 +94,8 @@ class ControllerLoop:
         self._wants_scheduling = False
         self._is_finished = False
         self._complained: set[Route] = set()
+        self._dying: dict[Route, float] = {}
+        """Connections that are lost, and when the last message of theirs was handled."""
         self._check = environment.is_debug()
 
     def bind(self, ipc_path: str | None, tcp_addresses: Sequence[str], port: int = 0) -> list[str]:
@@ -175,8 +181,9 @@ class ControllerLoop:
                     if door.monitor in ready:
                         self._take_disconnects(door)
                 for door in doors:
-                    if door.socket in ready:
-                        self._take_messages(door, now)
+                    if door.socket in ready or self._dying:
+                        is_drained = self._take_messages(door, now)
+                        self._bury(door, is_drained, now)
                 for service in self._services:
                     for fd in watched.intersection(ready):
                         if fd in service.fds():
@@ -191,6 +198,8 @@ class ControllerLoop:
         waits = [] if due is None else [max(0.0, due - now)]
         if self._core.scheduler.may_recall:
             waits.append(RECALL_CHECK_S)
+        if self._dying:
+            waits.append(LAST_WORDS_QUIET_S)
         return int(min(waits) * 1000) + 1 if waits else None
 
     def _tick_services(self, now: float) -> float | None:
@@ -207,25 +216,40 @@ class ControllerLoop:
 
     def _take_disconnects(self, door: _Door) -> None:
         for route in door.read_disconnects():
-            self._complained.discard(route)
-            dispatch.on_disconnect(self._core, self, route, "lost its connection (killed, or its host is gone)")
-            self._outgoing.pop(route, None)
-            self._check_core()
+            self._dying[route] = time.monotonic()
 
-    def _take_messages(self, door: _Door, now: float) -> None:
+    def _bury(self, door: _Door, is_drained: bool, now: float) -> None:
+        """Tell the core of lost connections, once their last messages have been handled.
+
+        The news of a disconnect overtakes what the peer sent before it: a script's last requests, an engine's last
+        answer.
+        """
+        for route, heard in list(self._dying.items()):
+            if route[:1] == door.prefix and (is_drained or now - heard > LAST_WORDS_QUIET_S):
+                del self._dying[route]
+                self._complained.discard(route)
+                dispatch.on_disconnect(self._core, self, route, "lost its connection (killed, or its host is gone)")
+                self._outgoing.pop(route, None)
+                self._check_core()
+
+    def _take_messages(self, door: _Door, now: float) -> bool:
+        """Handle what has come, for a bounded time; whether that was everything."""
         receive = door.socket.recv_multipart
         deadline = now + TURN_S
         for _ in range(MESSAGES_PER_TURN):
             try:
                 parts = receive(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
+                return True
             self._take_message(door, parts, now)
             if time.monotonic() > deadline:
-                return
+                return False
+        return False
 
     def _take_message(self, door: _Door, parts: list[zmq.Frame], now: float) -> None:
         route = door.prefix + parts[0].bytes
+        if route in self._dying:
+            self._dying[route] = now
         try:
             if len(parts) < 2:
                 raise ProtocolError("a message without a header")
