@@ -18,7 +18,7 @@ from hpcviews.cluster.processes import Child, make_which, read_stat, run_probe, 
 from hpcviews.errors import LaunchError
 from hpcviews.testing.wait import wait_until
 
-ENVIRONMENT = {"PATH": os.environ["PATH"], "MARKED": "yes"}
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "MARKED": "yes"}
 
 
 @pytest.fixture
