@@ -285,7 +285,7 @@ def retire(place: Place, record: Record) -> Place:
         current = find_record(place)
         if current is None or current.started != record.started:
             return place
-        return _retire(home, place, record)
+        return _retire(home, place, current)  # which knows the ipc directory; what the starter of it has may not
 
 
 def _retire(home: Path, place: Place, record: Record) -> Place:
@@ -428,7 +428,9 @@ def find_access(name: str | None = None, path: Path | None = None) -> Access:
         UsageError: No cluster can have this name.
     """
     if path is not None:
-        return read_access(path / "client.json" if path.is_dir() else path, "client")
+        # Not path.is_dir(), which raises for what another user may not see; read_access says what is wrong then.
+        is_directory = os.path.isdir(path)  # noqa: PTH112
+        return read_access(path / "client.json" if is_directory else path, "client")
     found = choose_cluster(name)
     record = found.record
     if found.liveness is Liveness.DEAD:

@@ -343,8 +343,8 @@ class Cluster:
             wait_readiness(ready, max(0.0, deadline - time.monotonic()))
         except EOFError:
             raise LaunchError(f"the controller ended at once:\n{_read_end(place)}") from None
-        except TimeoutError as error:
-            raise LaunchError(f"{error}:\n{_read_end(place)}") from None
+        except TimeoutError:
+            raise LaunchError(f"the controller was not ready {self._say_late()}:\n{_read_end(place)}") from None
         finally:
             os.close(ready)
             if far_ready >= 0:
@@ -363,13 +363,13 @@ class Cluster:
         try:
             client.wait_for_engines(self.n, timeout=max(0.0, deadline - time.monotonic()), on_progress=on_progress)
         except TimeoutError:
-            raise NoShow(
-                f"{len(client.ids)} of {self.n} engines were ready after {self._timeout_s:g} s; "
-                "if this machine is just slow, allow for more (timeout=, --timeout)"
-            ) from None
+            raise NoShow(f"only {len(client.ids)} of {self.n} engines were ready {self._say_late()}") from None
         except (EngineError, ConnectError) as error:
             place = self._get_found().place
             raise LaunchError(f"the cluster broke while it was starting: {error}\n{_read_end(place)}") from None
+
+    def _say_late(self) -> str:
+        return f"after {self._timeout_s:g} s (if this machine is just slow, allow for more: timeout=, --timeout)"
 
     def _end(self, timeout_s: float) -> None:
         """Take down what was started here, as far as it got; never raises for what is gone already."""

@@ -265,6 +265,7 @@ class EngineSets:
             engine_set.asked = True
             if engine_set.phase is Phase.RUNNING:
                 self._note_litter(engine_set)
+                engine_set.tree.signal_all(signal.SIGCONT)  # one that is stopped would not read that it is to end
                 engine_set.move(Phase.ASKED, order.why, now + ASKED_GRACE_S)
 
     def on_tick(self, now: float) -> float | None:

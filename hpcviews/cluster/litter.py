@@ -5,28 +5,37 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hpcviews.cluster.processes import read_all_stats
+from hpcviews.cluster.spec import TemporaryFiles
+
 SHARED_MEMORY = Path("/dev/shm")
 
-CREATED_WITHIN_S = 10.0
+TEMPORARY_WITHIN_S = 10.0
 """A starter makes its temporary files in the first moments; later ones of the same name are somebody else's."""
+
+SHARED_MEMORY_WITHIN_S = 20.0
+"""Segments are made in MPI_Init, soon after the start."""
 
 
 class Litter:
-    """Of one engine set. Removes only what is this set's beyond doubt.
+    """Of one engine set. The names of these files say nothing of their owner, so it is careful.
 
-    Shared memory is taken to be the set's when one of its processes was seen to map it: the names say nothing
-    of their owner. Temporary files, which nobody maps, when they are this user's and appeared right after
-    the set's start.
+    Shared memory is the set's when one of its processes was seen to map it; or, for a set that ended before
+    anybody looked, when it is this user's, was made right after the set's start, and no living process maps it.
+    Temporary files, which nobody maps, when they are this user's, appeared right after the set's start, and no
+    living process is there that may have made them.
     """
 
-    def __init__(self, shared_memory: Sequence[str], temporary: Sequence[str], wall_time: float):
-        self._shared_memory = tuple(shared_memory)
+    def __init__(self, shared_memory: Sequence[str], temporary: Sequence[TemporaryFiles], wall_time: float):
+        self._shared_memory = [SHARED_MEMORY / pattern for pattern in shared_memory]
         self._temporary = tuple(temporary)
         self._started = wall_time
-        self._earlier = frozenset(self._find_temporary())
+        everywhere = [*self._shared_memory, *(Path(files.pattern) for files in self._temporary)]
+        self._earlier = set(_find(everywhere))
         self._mapped: set[Path] = set()
 
     @property
@@ -36,37 +45,67 @@ class Litter:
 
     def note(self, pids: Iterable[int]) -> None:
         """Look at what these processes have mapped; to be called while they live."""
-        if not self._shared_memory:
-            return
         for pid in pids:
             for path in _read_mapped(pid):
-                if any(fnmatch.fnmatch(path.name, pattern) for pattern in self._shared_memory):
+                if any(fnmatch.fnmatch(str(path), str(pattern)) for pattern in self._shared_memory):
                     self._mapped.add(path)
 
     def sweep(self) -> list[Path]:
         """Remove it; to be called when all processes of the set are gone. Gives what there was."""
-        temporary = (path for path in self._find_temporary() if path not in self._earlier)
-        found = sorted(self._mapped) + [path for path in temporary if self._is_ours(path)]
+        found = set(self._mapped)
+        for files in self._temporary:
+            new = self._find_new([Path(files.pattern)], TEMPORARY_WITHIN_S)
+            if new:
+                starts = _read_start_times(files.made_by)
+                found |= {path for path in new if not _may_be_of(path, starts)}
+        unseen = self._find_new(self._shared_memory, SHARED_MEMORY_WITHIN_S) - self._mapped
+        if unseen:
+            living = (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+            found |= unseen.difference(*(_read_mapped(pid) for pid in living))
         removed = []
-        for path in found:
+        for path in sorted(found):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed.append(path)
         self._mapped.clear()
         return removed
 
-    def _find_temporary(self) -> list[Path]:
-        patterns = [Path(pattern) for pattern in self._temporary]
-        return [path for pattern in patterns for path in pattern.parent.glob(pattern.name)]
+    def _find_new(self, patterns: Iterable[Path], within_s: float) -> set[Path]:
+        return {p for p in _find(patterns) if p not in self._earlier and self._is_of_our_start(p, within_s)}
 
-    def _is_ours(self, path: Path) -> bool:
+    def _is_of_our_start(self, path: Path, within_s: float) -> bool:
         try:
             status = path.lstat()
+            # Writing to mapped memory does not change it. 1 s of slack: file systems have a coarser clock.
+            age = status.st_mtime - self._started
         except OSError:
             return False
-        # One second of slack: file systems take their time from a coarser clock.
-        age = status.st_mtime - self._started
-        return status.st_uid == os.geteuid() and -1.0 <= age <= CREATED_WITHIN_S
+        return status.st_uid == os.geteuid() and -1.0 <= age <= within_s
+
+
+def _find(patterns: Iterable[Path]) -> list[Path]:
+    return [path for pattern in patterns for path in pattern.parent.glob(pattern.name)]
+
+
+def _read_start_times(name: str) -> list[float]:
+    """When the living processes of that name were started (Unix time)."""
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    ticks = os.sysconf("SC_CLK_TCK")
+    starts = []
+    for stat in read_all_stats().values():
+        with contextlib.suppress(OSError):
+            if stat.is_alive and Path(f"/proc/{stat.pid}/comm").read_text().rstrip("\n") == name:
+                starts.append(boot + stat.start / ticks)
+    return starts
+
+
+def _may_be_of(path: Path, starts: Iterable[float]) -> bool:
+    """Whether a process that started at one of these times may have made it."""
+    try:
+        made = path.lstat().st_mtime
+    except OSError:
+        return False
+    return any(-1.0 <= made - start <= TEMPORARY_WITHIN_S for start in starts)
 
 
 def _read_mapped(pid: int) -> set[Path]:

@@ -93,6 +93,16 @@ class EngineOrder:
 
 
 @dataclass(frozen=True)
+class TemporaryFiles:
+    """Files that a program makes right after its start."""
+
+    pattern: str
+    """Absolute, e.g. "/tmp/name_*"."""
+    made_by: str
+    """Name of the process that makes one (as `ps -o comm` shows it). Files of one that lives are left alone."""
+
+
+@dataclass(frozen=True)
 class Command:
     """What the core runs to start an engine set."""
 
@@ -108,8 +118,8 @@ class Command:
     shared_memory: tuple[str, ...] = ()
     """Patterns of the names under /dev/shm that its processes make and, when killed, leave behind. The core
     removes those that it saw mapped by the set's own processes."""
-    temporary: tuple[str, ...] = ()
-    """Patterns of files that the program leaves in a place it does not let us choose, when killed."""
+    temporary: tuple[TemporaryFiles, ...] = ()
+    """Files that the program leaves in a place it does not let us choose, when killed."""
 
 
 @dataclass(frozen=True)

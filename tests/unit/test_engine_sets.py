@@ -161,7 +161,7 @@ def test_set_that_ends_when_asked_is_no_failure_and_gets_no_signal(world: World)
     world.at(2.0)
     world.end_starter(tree, 0)
     assert world.exits() == [SetExited(SetId(0), "fork ended: exit code 0", "")]
-    assert tree.signals == [] and tree.is_closed
+    assert tree.signals == ["all SIGCONT"] and tree.is_closed  # those that are stopped must be able to end
 
 
 def test_set_that_does_not_end_gets_sigterm_then_sigkill(world: World) -> None:
@@ -169,13 +169,13 @@ def test_set_that_does_not_end_gets_sigterm_then_sigkill(world: World) -> None:
     tree = world.start()
     world.sets.on_order(EndSets((SetId(0),), "stop"), world.now)
     world.at(es.ASKED_GRACE_S - 0.1)
-    assert tree.signals == []
+    assert tree.signals == ["all SIGCONT"]
     world.at(0.2)
-    assert tree.signals == ["starter SIGTERM"]
+    assert tree.signals == ["all SIGCONT", "starter SIGTERM"]
     world.at(es.TERM_GRACE_S - 0.3)
-    assert tree.signals == ["starter SIGTERM"]
+    assert tree.signals == ["all SIGCONT", "starter SIGTERM"]
     world.at(1.0)
-    assert tree.signals[1] == "all SIGKILL"
+    assert tree.signals[2] == "all SIGKILL"
     assert world.exits() == [SetExited(SetId(0), "fork ended: killed by SIGKILL", "")]
 
 

@@ -136,6 +136,6 @@ def test_starter_that_is_gone_is_no_error_of_the_controller() -> None:
 
 def test_long_error_still_arrives_as_a_line() -> None:
     fd = send(Readiness("LaunchError", "x" * (LINE_BYTES_MAX // 2)))
-    with pytest.raises(errors.LaunchError, match="^x+$"):
+    with pytest.raises(errors.LaunchError, match=r"^x+$"):
         wait_readiness(fd, 1.0)
     os.close(fd)

@@ -135,7 +135,7 @@ def test_default_is_an_engine_per_core() -> None:
 
 
 def test_unknown_launcher_is_refused_at_once() -> None:
-    with pytest.raises(UnknownLauncher, match="there are: .*local"):
+    with pytest.raises(UnknownLauncher, match=r"there are: .*local"):
         Cluster(2, "nope")
 
 
