@@ -21,6 +21,9 @@ STOP_TIMEOUT_S = 20.0
 STARTING_S = 5.0
 """A cluster that is just being claimed has its controller after this long, or is dead."""
 
+ANSWER_S = 10.0
+"""How long to try to reach a controller on another host."""
+
 KILL_S = 5.0
 """A killed process is gone at once, unless it hangs in a file server's call."""
 
@@ -76,7 +79,7 @@ def _end_elsewhere(found: Found, timeout_s: float, forget: bool) -> str:
 
     record = found.record
     try:
-        with Client(access=found.place.access("client"), timeout=10) as client:
+        with Client(access=found.place.access("client"), timeout=ANSWER_S) as client:
             client.stop_cluster(timeout_s)
     except (ConnectError, TimeoutError) as error:
         if forget:
