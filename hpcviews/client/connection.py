@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from queue import SimpleQueue
 from typing import Any
 
@@ -166,14 +167,21 @@ class Connection:
         self.check_process()
         with self._lock:
             self._check_phase()
-            if function is not None:
-                before = self._functions.take(function)
-                if before is not None:
-                    self._outgoing.put(before)
-            if call is not None:
-                self.requests.open(call, seqs)
-            self._outgoing.put(Parcel(messages, frames))
-            self._loop.wake()
+            try:
+                if function is not None:
+                    before = self._functions.take(function)
+                    if before is not None:
+                        self._outgoing.put(before)
+                if call is not None:
+                    self.requests.open(call, seqs)
+                self._outgoing.put(Parcel(messages, frames))
+                self._loop.wake()
+            except BaseException:
+                # Ctrl-C between two of these steps: nobody will wait for the requests, and whether the function
+                # was queued is not known, so it is sent again.
+                self.requests.drop(seqs)
+                self._functions.clear()
+                raise
 
     def remember_pushed(self, names: list[str]) -> None:
         """These names are bound on engines now: functions need not bring them along."""
@@ -192,6 +200,11 @@ class Connection:
         try:
             self.post(None, range(0), [m.StatusQuery(seq)], [])
             return future.result(timeout_s)
+        except FutureTimeoutError:
+            raise TimeoutError(
+                f"the controller of cluster {self.cluster!r} did not answer within {timeout_s:g} s; "
+                "it may be stopped, or very busy"
+            ) from None
         finally:
             self._queries.pop(seq, None)
 
