@@ -15,12 +15,14 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from queue import SimpleQueue
 from typing import Any
 
 import zmq
 
 import hpcviews
+from hpcviews.client.function_cache import FunctionCache
 from hpcviews.client.functions import PickledFunction, SentFunctions
 from hpcviews.client.loop import Loop
 from hpcviews.client.outgoing import Outgoing, Parcel
@@ -82,6 +84,7 @@ class Connection:
         self._gone = threading.Event()
         """Set while there is no connection."""
         self._functions = SentFunctions()
+        self.function_cache = FunctionCache()
         self._outgoing = Outgoing()
         self._queries: dict[int, Future[m.Status]] = {}
         self._callbacks: SimpleQueue[Callable[[], object] | None] | None = None
@@ -164,14 +167,21 @@ class Connection:
         self.check_process()
         with self._lock:
             self._check_phase()
-            if function is not None:
-                before = self._functions.take(function)
-                if before is not None:
-                    self._outgoing.put(before)
-            if call is not None:
-                self.requests.open(call, seqs)
-            self._outgoing.put(Parcel(messages, frames))
-            self._loop.wake()
+            try:
+                if function is not None:
+                    before = self._functions.take(function)
+                    if before is not None:
+                        self._outgoing.put(before)
+                if call is not None:
+                    self.requests.open(call, seqs)
+                self._outgoing.put(Parcel(messages, frames))
+                self._loop.wake()
+            except BaseException:
+                # Ctrl-C between two of these steps: nobody will wait for the requests, and whether the function
+                # was queued is not known, so it is sent again.
+                self.requests.drop(seqs)
+                self._functions.clear()
+                raise
 
     def remember_pushed(self, names: list[str]) -> None:
         """These names are bound on engines now: functions need not bring them along."""
@@ -190,6 +200,11 @@ class Connection:
         try:
             self.post(None, range(0), [m.StatusQuery(seq)], [])
             return future.result(timeout_s)
+        except FutureTimeoutError:
+            raise TimeoutError(
+                f"the controller of cluster {self.cluster!r} did not answer within {timeout_s:g} s; "
+                "it may be stopped, or very busy"
+            ) from None
         finally:
             self._queries.pop(seq, None)
 

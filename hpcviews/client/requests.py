@@ -54,6 +54,11 @@ class Requests:
         self._table.update(dict.fromkeys(seqs, call))
         self.history.add(seqs)
 
+    def drop(self, seqs: range) -> None:
+        """Nobody waits for these any more."""
+        for seq in seqs:
+            self._table.pop(seq, None)
+
     def find(self, seq: int) -> Call | None:
         """The call that waits for this request."""
         return self._table.get(seq)

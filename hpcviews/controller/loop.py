@@ -92,7 +92,10 @@ class ControllerLoop:
         self._decoder = controller_decoder()
         self._outgoing: dict[Route, tuple[list[m.Message], Frames]] = {}
         self._wants_scheduling = False
+        self._may_recall = False
         self._is_finished = False
+        self._services_changed = True
+        """They may want to be ticked at another time, or to have other file descriptors watched."""
         self._complained: set[Route] = set()
         self._dying: dict[Route, float] = {}
         """Connections that are lost, and when the last message of theirs was handled."""
@@ -136,6 +139,7 @@ class ControllerLoop:
 
     def order(self, order: EndSets) -> None:
         """Hand an order to the services."""
+        self._services_changed = True
         for service in self._services:
             service.on_order(order, time.monotonic())
 
@@ -168,12 +172,17 @@ class ControllerLoop:
         try:
             while True:
                 now = time.monotonic()
-                due = self._tick_services(now)
+                # Not every turn: a round trip of a request takes two turns, and services have nothing to do with it.
+                must_tick = self._services_changed or (due is not None and now >= due)
+                if must_tick:
+                    self._services_changed = False
+                    due = self._tick_services(now)
                 self._end_turn(now)
                 if self._is_finished:
                     break
-                watched = self._update_watched(poller, watched)
-                ready = dict(poller.poll(self._timeout_ms(now, due)))
+                if must_tick:
+                    watched = self._update_watched(poller, watched)
+                ready = dict(poller.poll(0 if self._services_changed else self._timeout_ms(now, due)))
                 now = time.monotonic()
                 if self._gate.socket in ready:
                     self._gate.answer()
@@ -184,8 +193,9 @@ class ControllerLoop:
                     if door.socket in ready or self._dying:
                         is_drained = self._take_messages(door, now)
                         self._bury(door, is_drained, now)
-                for service in self._services:
-                    for fd in watched.intersection(ready):
+                for fd in watched.intersection(ready):
+                    self._services_changed = True
+                    for service in self._services:
                         if fd in service.fds():
                             service.on_readable(fd, now)
         finally:
@@ -196,7 +206,7 @@ class ControllerLoop:
 
     def _timeout_ms(self, now: float, due: float | None) -> int | None:
         waits = [] if due is None else [max(0.0, due - now)]
-        if self._core.scheduler.may_recall:
+        if self._may_recall:
             waits.append(RECALL_CHECK_S)
         if self._dying:
             waits.append(LAST_WORDS_QUIET_S)
@@ -291,7 +301,8 @@ class ControllerLoop:
         if self._wants_scheduling:
             self._wants_scheduling = False
             dispatch.on_schedule(core, self, now)
-        if core.scheduler.may_recall:
+        self._may_recall = core.scheduler.may_recall
+        if self._may_recall:
             dispatch.on_tick(core, self, now)
         self._check_core()
         if not self._outgoing:

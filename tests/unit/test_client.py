@@ -70,6 +70,25 @@ def test_temporary_flags_are_of_one_thread_and_are_restored(fake: FakeController
     assert rc[0].block and not rc.direct_view(block=False).block
 
 
+def test_interrupted_submission_leaves_nothing_that_never_ends(
+    fake: FakeController, rc: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(call: Any, seqs: range) -> None:
+        open_requests(call, seqs)
+        raise KeyboardInterrupt
+
+    open_requests = rc._connection.requests.open
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rc._connection.requests, "open", interrupt)
+        rc[0].apply_async(double, 1)
+    assert not rc.outstanding
+    ar = rc[0].apply_async(double, 2)
+    assert fake.take(m.Function) == fake.take(m.Function), "a function that may not have been sent is sent again"
+    assert fake.take(m.Request).seq == ar.first
+    fake.answer(ar.first, 4)
+    assert ar.get(10) == 4
+
+
 # ---------------------------------------------------------------- connecting and losing
 
 
@@ -212,6 +231,7 @@ def test_client_that_nobody_holds_closes(fake: FakeController) -> None:
     assert fake.take(m.ClientLeave)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_forked_child_gets_an_error_and_not_a_hang(fake: FakeController, rc: Client) -> None:
     ar = rc[0].apply_async(double, 1)
     done = rc[0].apply_async(double, 1)
