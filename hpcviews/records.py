@@ -68,6 +68,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     generation: str = ""
     """"" until the controller has bound."""
     ipc_directory: str = ""
+    shared_memory: tuple[str, ...] = ()
+    """Patterns of what its engines' MPI leaves under /dev/shm when it is killed."""
     ended: float | None = None
 
 

@@ -165,7 +165,9 @@ class ControllerProcess:
             ) from None
         for role in ("engine", "client"):  # engines first: they have been waiting for it
             write_access(place.access(role), controller.make_access(role))
-        self._record = msgspec.structs.replace(record, generation=controller.generation)
+        self._record = msgspec.structs.replace(
+            record, generation=controller.generation, shared_memory=self._sets.shared_memory
+        )
         records.write_record(place, self._record)
         self._controller = controller
         log.info("cluster %s: serving at %s", record.name, ", ".join(controller.endpoints))

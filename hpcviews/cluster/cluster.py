@@ -283,6 +283,11 @@ class Cluster:
 
     def _claim(self) -> None:
         """Take a name on disk, one that is free if none was given."""
+        dead = records.find_cluster(self._name) if self._name is not None else None
+        if dead is not None and dead.liveness is Liveness.DEAD:
+            from hpcviews.cluster.ending import end_cluster
+
+            end_cluster(dead)  # more than its record may be left
         for attempt in range(NAME_ATTEMPTS):
             name = self._name or make_name()
             record = self._make_record(name)
@@ -373,7 +378,7 @@ class Cluster:
 
     def _end(self, timeout_s: float) -> None:
         """Take down what was started here, as far as it got; never raises for what is gone already."""
-        from hpcviews.cluster.ending import kill_left_over
+        from hpcviews.cluster.ending import clear_left_over
 
         found, child = self._found, self._child
         atexit.unregister(self._stop_at_exit)
@@ -386,7 +391,7 @@ class Cluster:
                 child.signal(signal.SIGKILL)
                 child.wait()
             if child.code != 0 and found is not None:
-                kill_left_over(found.place.directory)
+                clear_left_over(found)
             child.close()
         elif self._lifeline is not None:
             self._lifeline.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hpcviews import records
 from hpcviews.cluster import processes
+from hpcviews.cluster.litter import Litter
 from hpcviews.errors import ConnectError, LaunchError
 from hpcviews.records import Found, Liveness
 
@@ -109,16 +110,26 @@ def _signal_and_wait(found: Found, signum: int, timeout_s: float) -> bool:
 
 
 def _clear_away(found: Found, done: str) -> str:
-    killed = kill_left_over(found.place.directory)
+    killed = clear_left_over(found)
     records.retire(found.place, found.record)
     return f"{done}; killed {killed} of its processes that were left" if killed else done
 
 
-def kill_left_over(directory: Path) -> int:
-    """Kill what a controller that could not clear up has left running here; how many there were.
+def clear_left_over(found: Found) -> int:
+    """Kill what a controller that could not clear up has left running here, and remove its engines' shared memory.
 
-    Everything that a cluster starts on purpose has the path of its engines' access file among its arguments.
+    Returns:
+        How many processes there were.
     """
+    record = records.find_record(found.place) or found.record
+    killed = _kill_left_over(found.place.directory)
+    if record.shared_memory:
+        Litter(record.shared_memory, (), record.started, is_late=True).sweep()
+    return killed
+
+
+def _kill_left_over(directory: Path) -> int:
+    # Everything that a cluster starts on purpose has the path of its engines' access file among its arguments.
     mark = os.fsencode(directory / "engine.json")
     killed: set[int] = set()
     deadline = time.monotonic() + KILL_S

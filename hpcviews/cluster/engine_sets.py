@@ -236,6 +236,11 @@ class EngineSets:
             raise LaunchError(f"cannot make {scratch}: {error.strerror}") from error
         return scratch
 
+    @property
+    def shared_memory(self) -> tuple[str, ...]:
+        """Patterns of what the sets may leave under /dev/shm; for whoever clears away if this process is killed."""
+        return tuple(sorted({pattern for s in self._sets.values() for pattern in s.litter.patterns}))
+
     # ------------------------------------------------------------ Service
 
     def attach(self, post: Post) -> None:

@@ -30,12 +30,21 @@ class Litter:
     living process is there that may have made them.
     """
 
-    def __init__(self, shared_memory: Sequence[str], temporary: Sequence[TemporaryFiles], wall_time: float):
+    def __init__(
+        self,
+        shared_memory: Sequence[str],
+        temporary: Sequence[TemporaryFiles],
+        wall_time: float,
+        *,
+        is_late: bool = False,
+    ):
+        """For a set that starts now, or `is_late`: that started at `wall_time`, and whose controller is dead."""
+        self.patterns = tuple(shared_memory)
         self._shared_memory = [SHARED_MEMORY / pattern for pattern in shared_memory]
         self._temporary = tuple(temporary)
         self._started = wall_time
         everywhere = [*self._shared_memory, *(Path(files.pattern) for files in self._temporary)]
-        self._earlier = set(_find(everywhere))
+        self._earlier = set() if is_late else set(_find(everywhere))
         self._mapped: set[Path] = set()
 
     @property

@@ -113,10 +113,12 @@ def test_killed_controller_is_lost_to_clients_and_engines_exit_by_themselves(
 
 
 def test_name_of_a_killed_cluster_can_be_used_again_at_once(household: Household) -> None:
-    household.start("--n", "1")
+    household.start("--n", "1", "--launcher", "mpiexec")
+    before = set(household.find_processes())
     kill(get_controller(household))
     wait_until(lambda: household.ask("list")[0]["state"] == "dead", 5, "the controller's end")
     household.start("--n", "2")
+    assert not before & set(household.find_processes()), "what the dead one left has been cleared away"
     assert len(household.ask("status", "one")["engines"]) == 2
     household.run("stop")
     household.wait_until_empty(GONE_S)
