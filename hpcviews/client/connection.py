@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 import hpcviews
+from hpcviews.client.function_cache import FunctionCache
 from hpcviews.client.functions import PickledFunction, SentFunctions
 from hpcviews.client.loop import Loop
 from hpcviews.client.outgoing import Outgoing, Parcel
@@ -83,6 +84,7 @@ class Connection:
         self._gone = threading.Event()
         """Set while there is no connection."""
         self._functions = SentFunctions()
+        self.function_cache = FunctionCache()
         self._outgoing = Outgoing()
         self._queries: dict[int, Future[m.Status]] = {}
         self._callbacks: SimpleQueue[Callable[[], object] | None] | None = None

@@ -137,7 +137,10 @@ class View(HasFlags):
         elif not callable(f):
             raise TypeError(f"f must be callable, not {type(f)}")
         try:
-            return name_function(self._dumps(f, track))
+            if track:
+                return name_function(self._dumps(f, track))  # its frames are to tell when they are sent
+            names = self._connection.pushed_names
+            return self._connection.function_cache.get(f, names, lambda: name_function(self._dumps(f)))
         except SerializationError as error:
             raise SerializationError(f"the function {_get_name(f)}: {error}") from error
 
