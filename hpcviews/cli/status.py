@@ -119,6 +119,7 @@ def describe_status(name: str, status: m.Status) -> dict[str, Any]:
             {
                 "id": e.info.id,
                 "state": e.state,
+                "why": e.why,
                 "host": e.info.host,
                 "pid": e.info.pid,
                 "rank": e.info.rank,
@@ -149,7 +150,7 @@ def render_status(described: dict[str, Any]) -> str:
         # One of the clients is this command.
         lines.append(f"clients     {controller['clients'] - 1}, {controller['waiting_tasks']} tasks wait for an engine")
     for engine_set in described["sets"]:
-        registered = sum(e["set"] == engine_set["id"] for e in described["engines"])
+        registered = sum(e["set"] == engine_set["id"] and e["state"] != "lost" for e in described["engines"])
         line = f"set {engine_set['id']}       {engine_set['state']}: {registered} of {engine_set['n']} engines by "
         lines.append(line + engine_set["launcher"] + (f"; {engine_set['why']}" if engine_set["why"] else ""))
     if described["engines"]:
@@ -162,6 +163,7 @@ def render_status(described: dict[str, Any]) -> str:
             for e in described["engines"]
         ]  # fmt: skip
         lines += ["", render_columns(head, rows)]
+        lines += [f"engine {e['id']} {e['why']}" for e in described["engines"] if e["why"]]
     return "\n".join(lines)
 
 

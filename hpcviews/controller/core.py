@@ -12,9 +12,10 @@ from hpcviews.controller.functions import FunctionTable
 from hpcviews.controller.scheduler import Scheduler
 from hpcviews.controller.state import Client, Engine, EngineSet, Route, Work, WorkPhase
 from hpcviews.ids import EngineId, RunKey, SetId
+from hpcviews.wire import messages as m
 
 GONE_ENGINES_KEPT = 10_000
-"""How many lost engines are remembered by id and reason, for clients that have not heard of the loss yet."""
+"""How many lost engines are remembered, for `status` and for clients that have not heard of the loss yet."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class Identity:
     endpoints: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """An engine that is not there any more."""
+
+    info: m.EngineInfo
+    completed: int
+    why: str
+
+
 @dataclass
 class Core:
     """Everything the controller knows."""
@@ -40,8 +50,8 @@ class Core:
     engines: dict[EngineId, Engine] = field(default_factory=dict)
     engine_by_route: dict[Route, Engine] = field(default_factory=dict)
     sets: dict[SetId, EngineSet] = field(default_factory=dict)
-    gone: dict[EngineId, str] = field(default_factory=dict)
-    """Why engines that are not there any more are not."""
+    gone: dict[EngineId, Gone] = field(default_factory=dict)
+    """Engines that are not there any more."""
     functions: FunctionTable = field(default_factory=FunctionTable)
     scheduler: Scheduler = field(default_factory=Scheduler)
     next_engine_id: int = 0
@@ -56,9 +66,9 @@ class Core:
         self.next_key += 1
         return RunKey(self.next_key)
 
-    def remember_gone(self, engine_id: EngineId, why: str) -> None:
+    def remember_gone(self, engine: Engine, why: str) -> None:
         """An engine is not there any more."""
-        self.gone[engine_id] = why
+        self.gone[engine.id] = Gone(engine.info, engine.completed, why)
         while len(self.gone) > GONE_ENGINES_KEPT:
             del self.gone[next(iter(self.gone))]
 

@@ -92,9 +92,11 @@ def _on_status_query(
 ) -> None:
     identity = core.identity
     engines = [
-        m.EngineStatus(e.info, "busy" if e.in_flight else "idle", e.load, e.completed)
-        for _, e in sorted(core.engines.items())
+        m.EngineStatus(e.info, "busy" if e.in_flight else "idle", "", e.load, e.completed)
+        for e in core.engines.values()
     ]
+    engines += [m.EngineStatus(gone.info, "lost", gone.why, 0, gone.completed) for gone in core.gone.values()]
+    engines.sort(key=lambda status: status.info.id)
     out.send(
         client.route,
         m.Status(

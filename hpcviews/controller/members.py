@@ -108,7 +108,7 @@ def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
     """An engine's connection is gone, or it left: what it held is tried again or fails."""
     del core.engines[engine.id]
     del core.engine_by_route[engine.route]
-    core.remember_gone(engine.id, why)
+    core.remember_gone(engine, why)
     core.scheduler.remove_engine(engine)
     held = engine.load
     requeued = requests.lose_engine(core, out, engine, why)

@@ -249,7 +249,7 @@ def _refuse_unknown_function(out: Outbox, client: Client, seq: int) -> None:
 
 def _describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
     if engine_id in core.gone:
-        return "EngineError", f"engine {engine_id} {core.gone[engine_id]}"
+        return "EngineError", f"engine {engine_id} {core.gone[engine_id].why}"
     return "NoSuchEngine", f"no engine {engine_id}; engines now: {sorted(core.engines) or 'none'}"
 
 

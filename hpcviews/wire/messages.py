@@ -302,7 +302,9 @@ class EngineStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     info: EngineInfo
     state: str
-    """"idle" or "busy"."""
+    """"idle", "busy" or "lost"."""
+    why: str
+    """Why it is lost, else ""."""
     queued: int
     """Requests handed to it and not answered."""
     completed: int

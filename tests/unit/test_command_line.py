@@ -178,7 +178,7 @@ def make_status() -> m.Status:
     set_info = m.SetInfo(0, "mpiexec", 4, "degraded", "engine 1 was lost: killed", "", "/logs/set-0.log")
     return m.Status(
         1, "degraded", "node1", 11, "0.1.0", 5.0, ["ipc:///x", "tcp://10.0.0.1:5"], 2, 7, 0,
-        [m.EngineStatus(info, "busy", 2, 40)], [set_info],
+        [m.EngineStatus(info, "busy", "", 2, 40)], [set_info],
     )  # fmt: skip
 
 

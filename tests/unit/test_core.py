@@ -66,6 +66,20 @@ def test_lost_engine_fails_its_request_and_requeues_its_task_with_retries(world:
     world.out.assert_empty()
 
 
+def test_status_tells_of_engines_that_are_lost_until_they_are_back(world: World) -> None:
+    engines = world.add_engines(2)
+    client = world.add_client()
+    world.disconnect(engines[0], "was killed")
+    world.forget_news(client)
+    world.say(client, m.StatusQuery(1))
+    told = [(e.info.id, e.state, e.why) for e in world.out.take(client, m.Status).engines]
+    assert told == [(0, "lost", "was killed"), (1, "idle", "")]
+    world.add_engine(0, life=1, engine_id=0)
+    world.forget_news(client)
+    world.say(client, m.StatusQuery(2))
+    assert [e.state for e in world.out.take(client, m.Status).engines] == ["idle", "idle"]
+
+
 def test_late_reply_of_an_older_attempt_is_dropped(world: World) -> None:
     first, second = world.add_engines(2)
     client = world.add_client()
