@@ -207,10 +207,12 @@ def test_names_with_brackets_and_blanks_do_not_confuse(tmp_path: Path, children:
 
 
 TREE = """
-    import os, signal, sys, time
+    import atexit, os, signal, sys, time
     from pathlib import Path
     from hpcviews.cluster.processes import kill_descendants, read_stat, reap_orphans, spawn_tree
     from hpcviews.testing.wait import wait_until
+
+    atexit.register(kill_descendants)  # also when an assertion fails
 
     log = Path(sys.argv[1])
     # A starter with a child; a grandchild in another session; and one that was orphaned before.
