@@ -72,4 +72,3 @@ class Controller:
     def run(self) -> None:
         """Serve until the cluster has ended."""
         self.loop.run()
-

@@ -316,4 +316,3 @@ class ControllerLoop:
     def _check_core(self) -> None:
         if self._check:
             self._core.check()
-

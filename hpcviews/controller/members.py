@@ -140,9 +140,7 @@ def _choose_engine_id(core: Core, engine_set: EngineSet | None, info: m.EngineIn
 
 def on_set_started(core: Core, out: Outbox, event: SetStarted) -> None:
     """The process that starts a set runs."""
-    engine_set = EngineSet(
-        event.set_id, event.launcher, event.n, event.is_world, event.log, base=core.next_engine_id
-    )
+    engine_set = EngineSet(event.set_id, event.launcher, event.n, event.is_world, event.log, base=core.next_engine_id)
     # Ids follow the index inside the set, so engine 3 of the first set is rank 3 whoever registers first.
     core.next_engine_id += event.n
     core.sets[event.set_id] = engine_set
@@ -175,9 +173,7 @@ def _give_up_set(core: Core, out: Outbox, engine_set: EngineSet, why: str, error
     out.order(EndSets((engine_set.id,), why))
 
 
-def _move_set(
-    core: Core, out: Outbox, engine_set: EngineSet, to: SetPhase, why: str = "", error: str = ""
-) -> None:
+def _move_set(core: Core, out: Outbox, engine_set: EngineSet, to: SetPhase, why: str = "", error: str = "") -> None:
     engine_set.move(to, why, error)
     level = logging.ERROR if to is SetPhase.FAILED else logging.INFO
     log.log(level, "engine set %d: %s%s", engine_set.id, to.value, f" ({why})" if why else "")

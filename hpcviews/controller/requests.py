@@ -35,9 +35,7 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
         _refuse_unknown_function(out, client, message.seq)
         return
     targets = None if message.targets is None else frozenset(map(EngineId, message.targets))
-    work = Work(
-        client, message.seq, message.op, digest, message.data, frames, True, targets, message.retries
-    )
+    work = Work(client, message.seq, message.op, digest, message.data, frames, True, targets, message.retries)
     client.works[message.seq] = work
     core.scheduler.put(work)
     if core.stopping:

@@ -271,4 +271,3 @@ class EngineLoop(threading.Thread):
 
 def _write_log(text: str) -> None:
     os.write(2, f"{text}\n".encode(errors="replace"))
-

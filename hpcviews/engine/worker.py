@@ -130,9 +130,7 @@ class Worker:
     def _describe(self, raised: BaseException, method: str) -> tuple[m.ErrorInfo, Payload]:
         error = self._make_remote_error(raised, method)
         info = self._info
-        told = m.ErrorInfo(
-            error.ename, error.evalue, error.traceback, False, info.rank, info.host, info.pid, method
-        )
+        told = m.ErrorInfo(error.ename, error.evalue, error.traceback, False, info.rank, info.host, info.pid, method)
         raised.__traceback__ = None  # its frames would keep the request's arrays alive
         try:
             return told, dumps(raised)

@@ -68,8 +68,11 @@ class RecorderOutbox:
 
     def describe(self) -> str:
         """What waits to be taken."""
-        return "; ".join(
-            f"{route!r}: {', '.join(type(message).__name__ for message, _ in inbox)}"
-            for route, inbox in self.inboxes.items()
-            if inbox
-        ) or "nothing"
+        return (
+            "; ".join(
+                f"{route!r}: {', '.join(type(message).__name__ for message, _ in inbox)}"
+                for route, inbox in self.inboxes.items()
+                if inbox
+            )
+            or "nothing"
+        )

@@ -42,8 +42,8 @@ _LIBRARY_PROBE = (
 )
 
 # Hydra kills all ranks when it sees one die by a signal, whatever -disable-auto-cleanup says: its proxy's loop does
-# so when waitpid() finds the dead one in time, which is a race (5.0.2 killed the others in 15 of 30 trials, with this
-# in 0 of 20). So what it sees is a shell that ends by itself. Intel's Hydra does not do it (0 of 15).
+# so when waitpid() finds the dead one in time, which is a race (5.0.2 killed the others in half of the trials,
+# with this in 0 of 20). So what it sees is a shell that ends by itself. Intel's Hydra does not do it (0 of 15).
 # Hydra also tells the others of a death by SIGUSR1, which ends programs that do not expect it.
 _SHIELD = ("/bin/sh", "-c", 'trap "" USR1; "$@"; exit $?', "engine")
 

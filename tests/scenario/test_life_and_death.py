@@ -63,7 +63,8 @@ def test_killed_engine_fails_its_requests_within_a_second_and_the_others_go_on(
         assert rc[:].apply_sync(os.getpid) == [pids[0], pids[2]]
     status = household.ask("status", "one")
     assert status["state"] == "degraded"
-    assert [e["id"] for e in status["engines"]] == [0, 2]
+    assert [(e["id"], e["state"]) for e in status["engines"]] == [(0, "idle"), (1, "lost"), (2, "idle")]
+    assert "connection" in status["engines"][1]["why"]
     assert "engine 1" in status["sets"][0]["why"]
     assert household.run("stop").returncode == 0
 

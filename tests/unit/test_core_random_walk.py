@@ -147,7 +147,15 @@ class Walk:
 
     def run(self) -> None:
         moves = [self.submit] * 6 + [self.answer] * 10 + [self.answer_withdraw] * 6 + [self.wait] * 3
-        moves += [self.abort, self.forget, self.kill_engine, self.add_engine, self.add_engine, self.add_client, self.end_client]
+        moves += [
+            self.abort,
+            self.forget,
+            self.kill_engine,
+            self.add_engine,
+            self.add_engine,
+            self.add_client,
+            self.end_client,
+        ]
         for _ in range(STEPS):
             self.random.choice(moves)()
         if not self.holding:
@@ -159,7 +167,9 @@ class Walk:
             self.answer_withdraw()
             self.wait()
         for client, seqs in self.asked.items():
-            assert self.answered[client].keys() == seqs, f"unanswered: {sorted(seqs - self.answered[client].keys())[:5]}"
+            assert self.answered[client].keys() == seqs, (
+                f"unanswered: {sorted(seqs - self.answered[client].keys())[:5]}"
+            )
             assert set(self.answered[client].values()) <= {1}, "a request was answered twice"
 
 

@@ -110,7 +110,12 @@ def test_map_can_keep_the_errors_of_single_items(bench: Bench) -> None:
 def test_error_tells_where_and_shows_the_users_frames_only(bench: Bench) -> None:
     done, frames = bench.run("execute", ("def f():\n    return 1 / 0\nf()", False, ""))
     error = done.error
-    assert error is not None and (error.ename, error.rank, error.host, error.pid) == ("ZeroDivisionError", 3, "node7", 42)
+    assert error is not None and (error.ename, error.rank, error.host, error.pid) == (
+        "ZeroDivisionError",
+        3,
+        "node7",
+        42,
+    )
     assert "return 1 / 0" in error.traceback and "operations.py" not in error.traceback
     assert isinstance(loads(done.data, frames), ZeroDivisionError)
 
@@ -191,8 +196,16 @@ def test_recursion_traceback_is_bounded() -> None:
 
 
 def test_options_are_read_and_nonsense_is_refused() -> None:
-    options, n = parse_options(["--access", "/x/e.json", "--set", "2", "--expect", "4", "--n", "4", "--path", "a", "--path", "b"])
-    assert (options.access, options.set_id, options.expect, n, options.paths) == (Path("/x/e.json"), 2, 4, 4, ("a", "b"))
+    options, n = parse_options(
+        ["--access", "/x/e.json", "--set", "2", "--expect", "4", "--n", "4", "--path", "a", "--path", "b"]
+    )
+    assert (options.access, options.set_id, options.expect, n, options.paths) == (
+        Path("/x/e.json"),
+        2,
+        4,
+        4,
+        ("a", "b"),
+    )
     for argv in ([], ["--access"], ["--access", "x", "more"], ["--access", "x", "--set", "y"], ["--bogus"]):
         with pytest.raises(UsageError, match="engine:"):
             parse_options(argv)

@@ -31,7 +31,9 @@ def test_docstring_shows_the_tree_as_it_is() -> None:
 
 
 def test_remote_error_pickles_with_its_cause() -> None:
-    error = RemoteError("ZeroDivisionError", "division by zero", "Traceback…", {"engine_id": 3, "host": "n1", "rank": 2})
+    error = RemoteError(
+        "ZeroDivisionError", "division by zero", "Traceback…", {"engine_id": 3, "host": "n1", "rank": 2}
+    )
     error.__cause__ = ZeroDivisionError("division by zero")
     again = pickle.loads(pickle.dumps(error))
     assert type(again.__cause__) is ZeroDivisionError and again.args == error.args

@@ -85,7 +85,9 @@ def test_imports_go_one_way() -> None:
 @pytest.mark.parametrize("module", sorted(DOORS))
 def test_outside_things_have_one_door(module: str) -> None:
     users = {
-        relative for relative, _, tree in iterate_files() if any(i.split(".")[0] == module for i in iterate_imports(tree))
+        relative
+        for relative, _, tree in iterate_files()
+        if any(i.split(".")[0] == module for i in iterate_imports(tree))
     }
     assert users == DOORS[module]
 

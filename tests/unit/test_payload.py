@@ -189,7 +189,9 @@ def test_pushed_names_win_over_the_senders_values(sides: TwoSides) -> None:
 
 
 def test_names_the_engine_lacks_come_with_the_function(sides: TwoSides) -> None:
-    f = sides.send("import math\nK = 2\ndef g(x): return K * x\ndef f(x): return [g(i) + math.pi * 0 for i in range(x)]")
+    f = sides.send(
+        "import math\nK = 2\ndef g(x): return K * x\ndef f(x): return [g(i) + math.pi * 0 for i in range(x)]"
+    )
     assert f(3) == [0, 2, 4]
 
 
