@@ -31,6 +31,7 @@ import msgspec
 from hpcviews import environment
 from hpcviews.errors import AccessRefused, LaunchError, NameInUse, NoCluster
 from hpcviews.names import check_name
+from hpcviews.procfs import read_stat
 from hpcviews.wire.access import Access, read_access, read_host_id, write_private
 
 ENDED_KEPT = 10
@@ -124,13 +125,8 @@ class Found:
 
 def find_process_start(pid: int) -> int | None:
     """When process `pid` of this machine started, in clock ticks since boot; None when it does not run."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field is the command's name in parentheses, and may contain both.
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    stat = read_stat(pid)
+    return stat.start if stat is not None and stat.is_alive else None
 
 
 def read_pid_namespace() -> int:

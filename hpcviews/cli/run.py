@@ -116,10 +116,14 @@ def run_script(argv: list[str], cluster: str, watch: SignalWatch) -> tuple[int, 
     variables = environment.get_environment()
     variables[environment.CLUSTER_VARIABLE] = cluster
     variables[environment.HOME_VARIABLE] = str(records.open_home())
-    # In our process group, so that it can read from the terminal and Ctrl-C reaches it.
-    child = spawn(argv, environment=variables, new_session=False, die_with_parent=signal.SIGKILL)
+    # In the foreground of a terminal it is in our process group: it can read from there, and gets the Ctrl-C itself.
+    # Elsewhere it has its own, and gets signals from us: one that was sent to our group would reach it twice.
+    has_terminal = _is_in_foreground()
+    child = spawn(
+        argv, environment=variables, new_session=False, die_with_parent=signal.SIGKILL, own_group=not has_terminal
+    )
     try:
-        code, number = _wait(child, watch)
+        code, number = _wait(child, watch, has_terminal)
     finally:
         child.signal(signal.SIGKILL)
         child.wait()
@@ -131,7 +135,7 @@ def run_script(argv: list[str], cluster: str, watch: SignalWatch) -> tuple[int, 
     return exit_codes.SIGNAL_BASE - code, "" if code == -signal.SIGINT else render_exit(code)
 
 
-def _wait(child: Child, watch: SignalWatch) -> tuple[int, int]:
+def _wait(child: Child, watch: SignalWatch, has_terminal: bool) -> tuple[int, int]:
     """How the script ended, and the first signal that asked for it (0: none)."""
     poller = select.poll()
     poller.register(child.fileno(), select.POLLIN)
@@ -141,11 +145,10 @@ def _wait(child: Child, watch: SignalWatch) -> tuple[int, int]:
     while True:
         # Signals first: one that ended both of us has come when the script's end is seen.
         for number in watch.take():
-            is_from_terminal = number == signal.SIGINT and _is_in_foreground()
             if first:
                 child.signal(signal.SIGKILL)  # the second Ctrl-C of somebody who means it
-            elif not is_from_terminal:
-                child.signal(number)  # the terminal gives it to the script itself
+            elif number != signal.SIGINT or not has_terminal:
+                child.signal_group(number)
             first = first or number
             deadline = deadline or time.monotonic() + END_GRACE_S
         code = child.poll()

@@ -13,6 +13,7 @@ from hpcviews import records
 from hpcviews.cluster import processes
 from hpcviews.cluster.litter import Litter
 from hpcviews.errors import ConnectError, LaunchError
+from hpcviews.procfs import read_all_stats, read_stat
 from hpcviews.records import Found, Liveness
 
 STOP_TIMEOUT_S = 20.0
@@ -95,7 +96,7 @@ def _end_elsewhere(found: Found, timeout_s: float, forget: bool) -> str:
 def _signal_and_wait(found: Found, signum: int, timeout_s: float) -> bool:
     """Whether the controller is gone within `timeout_s` after the signal."""
     record = found.record
-    stat = processes.read_stat(record.pid)
+    stat = read_stat(record.pid)
     if stat is None or stat.start != record.pid_started:
         return True
     try:
@@ -137,7 +138,7 @@ def _kill_left_over(directory: Path) -> int:
     killed: set[int] = set()
     deadline = time.monotonic() + KILL_S
     while True:
-        left = [s for s in processes.read_all_stats().values() if s.is_alive and mark in _read_arguments(s.pid)]
+        left = [s for s in read_all_stats().values() if s.is_alive and mark in _read_arguments(s.pid)]
         for stat in left:
             if processes.send_signal(stat, signal.SIGKILL):
                 killed.add(stat.pid)

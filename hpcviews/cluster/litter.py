@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hpcviews.cluster.processes import read_all_stats
 from hpcviews.cluster.spec import TemporaryFiles
+from hpcviews.procfs import read_all_stats
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -19,12 +19,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hpcviews import prctl
 from hpcviews.cluster.spec import Host, ProbeOutput, Which
 from hpcviews.environment import MPI_PREFIXES, SCHEDULER_PREFIXES, get_environment, scrub
 from hpcviews.errors import LaunchError
+from hpcviews.procfs import Stat, find_descendants, read_all_stats, read_stat
 
 PROBE_TIMEOUT_S = 10.0
 """A program that only prints its version takes milliseconds; 10 s is a file server that hangs."""
@@ -40,8 +41,9 @@ _LEASH = (
     "import ctypes, os, sys\n"
     "ctypes.CDLL(None).prctl(1, ctypes.c_ulong(int(sys.argv[2])), 0, 0, 0)\n"
     "if os.getppid() != int(sys.argv[1]): sys.exit('the process that started this one is gone')\n"
-    "try: os.execvp(sys.argv[3], sys.argv[3:])\n"
-    "except OSError as error: sys.exit(f'{sys.argv[3]}: {error.strerror}')\n"
+    "if sys.argv[3] == 'group': os.setpgid(0, 0)\n"
+    "try: os.execvp(sys.argv[4], sys.argv[4:])\n"
+    "except OSError as error: sys.exit(f'{sys.argv[4]}: {error.strerror}')\n"
 )
 
 
@@ -170,6 +172,15 @@ class Child:
             return False
         return True
 
+    def signal_group(self, signum: int) -> None:
+        """Send a signal to the process group that it leads, if it leads one."""
+        # Not reaped yet, so its id is still its own.
+        if self.code is None and os.getpgid(self.pid) == self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signum)
+        else:
+            self.signal(signum)
+
     def close(self) -> None:
         """Stop watching. A child that still runs goes on."""
         if self._fd >= 0:
@@ -186,6 +197,7 @@ def spawn(
     pass_fds: Sequence[int] = (),
     new_session: bool = True,
     die_with_parent: int = 0,
+    own_group: bool = False,
 ) -> Child:
     """Start a program.
 
@@ -198,12 +210,14 @@ def spawn(
         new_session: Keep it out of our terminal's reach: Ctrl-C and hang-ups do not get to it.
         die_with_parent: The signal it gets when the calling *thread* ends, whatever ends it; 0: none. Costs a
             start of the interpreter, about 10 ms. A program that cannot be run then ends with code 1.
+        own_group: Give it a process group of its own; only together with `die_with_parent`.
     Raises:
         LaunchError: It cannot be started; the message says why.
     """
     command = list(argv)
     if die_with_parent:
-        leash = ("-I", "-S", "-c", _LEASH, str(os.getpid()), str(int(die_with_parent)))
+        group = "group" if own_group else "-"
+        leash = ("-I", "-S", "-c", _LEASH, str(os.getpid()), str(int(die_with_parent)), group)
         command = [sys.executable, *leash, *command]
     fd: int | None = None
     try:
@@ -241,52 +255,6 @@ def _say_spawn_error(error: OSError, log: Path | None) -> str:
 
 
 # ---------------------------------------------------------------- all processes
-
-
-class Stat(NamedTuple):
-    """A process, from ``/proc/PID/stat``. Together with `start` a pid is unique."""
-
-    pid: int
-    ppid: int
-    state: str
-    start: int
-    """Clock ticks since boot."""
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can still do something; not a zombie."""
-        return self.state not in "ZXx"
-
-
-def read_stat(pid: int) -> Stat | None:
-    """One process; None when there is none of that id."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        try:
-            text = os.read(fd, 4096)
-        finally:
-            os.close(fd)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text[text.rindex(b")") + 2 :].split()  # the name before may hold blanks and brackets
-    return Stat(pid, int(fields[1]), chr(fields[0][0]), int(fields[19]))
-
-
-def read_all_stats() -> dict[int, Stat]:
-    """All processes that we can see."""
-    found = (read_stat(int(entry.name)) for entry in os.scandir("/proc") if entry.name.isdigit())
-    return {stat.pid: stat for stat in found if stat is not None}
-
-
-def find_descendants(root: int, stats: Mapping[int, Stat]) -> list[Stat]:
-    """Children of `root`, their children, and so on, parents first; without `root`."""
-    children: dict[int, list[Stat]] = {}
-    for stat in stats.values():
-        children.setdefault(stat.ppid, []).append(stat)
-    found = list(children.get(root, ()))
-    for stat in found:  # grows while we go
-        found.extend(children.get(stat.pid, ()))
-    return found
 
 
 def send_signal(stat: Stat, signum: int) -> bool:

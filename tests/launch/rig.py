@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 
 from hpcviews import __version__
-from hpcviews.cluster.processes import find_descendants, read_all_stats
+from hpcviews.procfs import find_descendants, read_all_stats
 from hpcviews.testing.wait import wait_until
 from hpcviews.wire import messages as m
 from hpcviews.wire.access import get_python_version, read_access

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rig import SOURCES, Rig
 
-from hpcviews.cluster.processes import read_stat
+from hpcviews.procfs import read_stat
 from hpcviews.testing.wait import wait_until
 
 

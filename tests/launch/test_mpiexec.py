@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rig import SOURCES, Rig
 
-from hpcviews.cluster.processes import read_all_stats
+from hpcviews.procfs import read_all_stats
 from hpcviews.testing.wait import wait_until
 
 N = 4

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from hpcviews.cluster import processes
-from hpcviews.cluster.processes import Child, make_which, read_stat, run_probe, spawn
+from hpcviews.cluster.processes import Child, make_which, run_probe, spawn
 from hpcviews.errors import LaunchError
+from hpcviews.procfs import read_stat
 from hpcviews.testing.wait import wait_until
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "MARKED": "yes"}
@@ -209,7 +210,8 @@ def test_names_with_brackets_and_blanks_do_not_confuse(tmp_path: Path, children:
 TREE = """
     import atexit, os, signal, sys, time
     from pathlib import Path
-    from hpcviews.cluster.processes import kill_descendants, read_stat, reap_orphans, spawn_tree
+    from hpcviews.cluster.processes import kill_descendants, reap_orphans, spawn_tree
+    from hpcviews.procfs import read_stat
     from hpcviews.testing.wait import wait_until
 
     atexit.register(kill_descendants)  # also when an assertion fails

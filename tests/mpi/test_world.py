@@ -18,13 +18,14 @@ from mpi4py import MPI
 import hpcviews
 from hpcviews import environment
 from hpcviews.controller.app import Controller
-from hpcviews.controller.events import EndSets, Post, SetExited, SetStarted
+from hpcviews.controller.events import SetStarted
 from hpcviews.engine import world
 from hpcviews.engine.loop import EngineLoop
 from hpcviews.engine.namespace import make_namespace
 from hpcviews.engine.output import OutputCapture
 from hpcviews.engine.worker import Worker
 from hpcviews.ids import SetId
+from hpcviews.testing.services import NoProcesses
 from hpcviews.wire import messages as m
 from hpcviews.wire.access import get_python_version, write_access
 
@@ -47,26 +48,6 @@ def test_world_of_another_size_is_refused_with_both_sizes() -> None:
 
 def test_rank_is_known_before_mpi_is() -> None:
     assert environment.find_mpi_rank() == (COMM.rank, COMM.rank)  # one node: the local rank is the rank
-
-
-class NoProcesses:
-    """Stands for the engine sets' processes, which here are the ranks of the test itself."""
-
-    def attach(self, post: Post) -> None:
-        self.post = post
-
-    def fds(self) -> frozenset[int]:
-        return frozenset()
-
-    def on_readable(self, fd: int, now: float) -> None:
-        raise AssertionError("there are no fds")
-
-    def on_tick(self, now: float) -> None:
-        return None
-
-    def on_order(self, order: EndSets, now: float) -> None:
-        for set_id in order.set_ids:
-            self.post(SetExited(set_id, order.why, ""))
 
 
 class Ranks:

@@ -14,30 +14,11 @@ import pytest
 
 import hpcviews
 from hpcviews.controller.app import Controller
-from hpcviews.controller.events import EndSets, Post, SetExited, SetStarted
+from hpcviews.controller.events import SetStarted
 from hpcviews.ids import SetId
+from hpcviews.testing.services import NoProcesses
 from hpcviews.wire import sockets
 from hpcviews.wire.access import write_access
-
-
-class TwoEngines:
-    """The engine set of the fixture: processes that the test starts and stops itself."""
-
-    def attach(self, post: Post) -> None:
-        self.post = post
-
-    def fds(self) -> frozenset[int]:
-        return frozenset()
-
-    def on_readable(self, fd: int, now: float) -> None:
-        raise AssertionError("there are no fds")
-
-    def on_tick(self, now: float) -> None:
-        return None
-
-    def on_order(self, order: EndSets, now: float) -> None:
-        for set_id in order.set_ids:
-            self.post(SetExited(set_id, order.why, ""))
 
 
 @pytest.fixture(params=["ipc", "tcp"])
@@ -49,7 +30,7 @@ def cluster(
     monkeypatch.setattr(sockets, "HEARTBEAT_TIMEOUT_MS", 1000)
     ipc = str(tmp_path / "s") if request.param == "ipc" else None
     controller = Controller(
-        "stopped", hpcviews.__version__, ipc_path=ipc, tcp_addresses=["127.0.0.1"], services=[TwoEngines()]
+        "stopped", hpcviews.__version__, ipc_path=ipc, tcp_addresses=["127.0.0.1"], services=[NoProcesses()]
     )
     controller.loop.post(SetStarted(SetId(0), "test", 2, False, ""))
     for role in ("client", "engine"):

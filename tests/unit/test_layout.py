@@ -16,7 +16,7 @@ ROOT = Path(hpcviews.__file__).parent
 LAUNCHERS = ROOT.parent / "launchers" / "hpcviews_launchers"
 
 # Who may import whom: a layer may import itself and the layers named.
-BASE = {"errors", "exits", "ids", "environment", "names", "prctl", "__init__"}
+BASE = {"errors", "exits", "ids", "environment", "names", "prctl", "procfs", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "base": {"base"},
     "wire": {"base", "wire"},

@@ -1,0 +1,32 @@
+"""Services of a controller for tests."""
+
+from __future__ import annotations
+
+from hpcviews.controller.events import EndSets, Post, SetExited
+
+
+class NoProcesses:
+    """Stands for the processes of engine sets where the test itself, or nobody, starts engines.
+
+    A set that is to end has ended, as far as the controller is told.
+    """
+
+    def attach(self, post: Post) -> None:
+        """Take note of whom to tell."""
+        self._post = post
+
+    def fds(self) -> frozenset[int]:
+        """None."""
+        return frozenset()
+
+    def on_readable(self, fd: int, now: float) -> None:
+        """Cannot happen."""
+        raise AssertionError("there are no file descriptors")
+
+    def on_tick(self, now: float) -> None:
+        """Nothing is ever due."""
+
+    def on_order(self, order: EndSets, now: float) -> None:
+        """Say that they have ended."""
+        for set_id in order.set_ids:
+            self._post(SetExited(set_id, order.why, ""))
