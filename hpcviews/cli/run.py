@@ -113,7 +113,7 @@ def run_script(argv: list[str], cluster: str, watch: SignalWatch) -> tuple[int, 
     from hpcviews.cluster.processes import spawn
     from hpcviews.exits import render_exit
 
-    variables = environment.get_environment()
+    variables = environment.advise_huge_pages(environment.get_environment())
     variables[environment.CLUSTER_VARIABLE] = cluster
     variables[environment.HOME_VARIABLE] = str(records.open_home())
     # In the foreground of a terminal it is in our process group: it can read from there, and gets the Ctrl-C itself.

@@ -335,7 +335,7 @@ class Cluster:
             argv += ["--ready-fd", str(far_ready), "--lifeline", str(self._lifeline.far_fd)]
             self._child = spawn(
                 argv,
-                environment=environment.get_environment(),
+                environment=environment.advise_huge_pages(environment.get_environment()),
                 log=place.controller_log,
                 pass_fds=(far_ready, self._lifeline.far_fd),
             )

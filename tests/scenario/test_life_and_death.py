@@ -265,7 +265,8 @@ def test_signal_while_engines_start_leaves_nothing(household: Household) -> None
     out, _ = run.communicate(timeout=30)
     assert run.returncode in (143, 0)
     assert out == "" or run.returncode == 0
-    assert household.find_processes() == {}
+    # The signal may come when the controller has been spawned and nobody knows its pid yet; the lifeline ends it then.
+    household.wait_until_empty(GONE_S)
 
 
 def test_killed_start_leaves_nothing(household: Household) -> None:
