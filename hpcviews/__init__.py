@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from hpcviews.client.balanced_view import LoadBalancedView
     from hpcviews.client.client import Client
     from hpcviews.client.direct_view import DirectView
-    from hpcviews.client.results import AsyncMapResult, AsyncResult
+    from hpcviews.client.map_result import AsyncMapResult
+    from hpcviews.client.results import AsyncResult
     from hpcviews.client.view import View
     from hpcviews.cluster.cluster import Cluster
     from hpcviews.errors import (
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from hpcviews.wire.reference import Reference
 
 _HOMES = {
-    "AsyncMapResult": "hpcviews.client.results",
+    "AsyncMapResult": "hpcviews.client.map_result",
     "AsyncResult": "hpcviews.client.results",
     "Client": "hpcviews.client.client",
     "Cluster": "hpcviews.cluster.cluster",

@@ -10,8 +10,9 @@ from traitlets import TraitError, validate
 from hpcviews.client import maps
 from hpcviews.client.flags import IntFlag
 from hpcviews.client.functions import PickledFunction
+from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.outgoing import ALONE_BYTES_MIN
-from hpcviews.client.results import AsyncMapResult, AsyncResult
+from hpcviews.client.results import AsyncResult
 from hpcviews.client.targets import parse_targets
 from hpcviews.client.view import View, get_call_name, merge_trackers
 from hpcviews.errors import SerializationError, UsageError

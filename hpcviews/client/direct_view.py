@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpcviews.client import maps
 from hpcviews.client.functions import PickledFunction
+from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.replies import ExecuteReply
-from hpcviews.client.results import AsyncMapResult, AsyncResult, Decode
+from hpcviews.client.results import AsyncResult, Decode
 from hpcviews.client.targets import Targets, freeze_targets, parse_targets
 from hpcviews.client.view import View, get_call_name, merge_trackers
 from hpcviews.wire import messages as m

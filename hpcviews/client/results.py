@@ -15,16 +15,13 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from hpcviews.client import maps
 from hpcviews.client.metadata import Metadata, Texts, make_metadata
+from hpcviews.client.outcomes import UNREAD, Failure, make_error
 from hpcviews.client.requests import Frames
 from hpcviews.errors import (
     CompositeError,
     ControllerLost,
-    EngineInfoDict,
-    RemoteError,
     SerializationError,
-    find_error_class,
 )
 from hpcviews.ids import MsgId, Seq, render_msg_id
 from hpcviews.wire import messages as m
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 Decode = Callable[[Any, Metadata], Any]
 """Makes a request's value what the user sees."""
 
-_UNREAD: Any = object()
 BIG_DATA_BYTES = 256
 """Payloads above this are dropped once unpickled; for smaller ones a new record would cost as much as it frees."""
 
@@ -83,7 +79,7 @@ class AsyncResult(Future[Any]):
         self._pending = count
         self._frames: dict[int, Frames] = {}
         self._texts: dict[int, Texts] = {}
-        self._values: list[Any] = [_UNREAD] * count
+        self._values: list[Any] = [UNREAD] * count
         # Reentrant: unpickling runs user code, which may look at this very result.
         self._reading = threading.RLock()
         self._deciding = threading.Lock()
@@ -216,10 +212,10 @@ class AsyncResult(Future[Any]):
     def _collect(self, return_exceptions: bool) -> tuple[Any, BaseException | None]:
         """What `get` returns, or raises."""
         outcomes = [self._read(i) for i in range(self._count)]
-        errors = [outcome.error for outcome in outcomes if isinstance(outcome, _Failure)]
+        errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
         if errors and not return_exceptions:
             return None, self._combine(errors)
-        values = [outcome.error if isinstance(outcome, _Failure) else outcome for outcome in outcomes]
+        values = [outcome.error if isinstance(outcome, Failure) else outcome for outcome in outcomes]
         return (values[0] if self._is_single else values), None
 
     def _combine(self, errors: list[BaseException]) -> BaseException:
@@ -231,13 +227,13 @@ class AsyncResult(Future[Any]):
         return CompositeError(f"one or more exceptions raised in: {self._name}", errors)
 
     def _read(self, index: int) -> Any:
-        """The value of a request that has ended, or its _Failure."""
+        """The value of a request that has ended, or its Failure."""
         value = self._values[index]
-        if value is not _UNREAD:
+        if value is not UNREAD:
             return value
         with self._reading:
             value = self._values[index]
-            if value is _UNREAD:
+            if value is UNREAD:
                 value = self._values[index] = self._unpickle(index)
         return value
 
@@ -247,7 +243,7 @@ class AsyncResult(Future[Any]):
         frames = self._frames.get(index, [])
         try:
             if result.error is not None:
-                return _Failure(_make_error(result, result.error, frames))
+                return Failure(make_error(result, result.error, frames))
             if not result.data and not frames:
                 value = None
             else:
@@ -256,7 +252,7 @@ class AsyncResult(Future[Any]):
                 value = self._decode(value, self._make_metadata(index))
             return value
         except SerializationError as error:
-            return _Failure(error)
+            return Failure(error)
         finally:
             self._frames.pop(index, None)
             if len(result.data) > BIG_DATA_BYTES:
@@ -511,7 +507,7 @@ class AsyncResult(Future[Any]):
 
     def _get_one(self, index: int) -> Any:
         outcome = self._read(index)
-        if not isinstance(outcome, _Failure):
+        if not isinstance(outcome, Failure):
             return outcome
         if self._return_exceptions:
             return outcome.error
@@ -535,132 +531,4 @@ class AsyncResult(Future[Any]):
             raise CancelledError
 
 
-class AsyncMapResult(AsyncResult):
-    """The result of a map or a gather: one sequence, put together from chunks.
-
-    `len`, `progress` and iteration count items, not chunks. Iterating gives items as they arrive: in the order of
-    the input, or with ``ordered=False`` whatever comes first.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        name: str,
-        first: Seq,
-        sizes: list[int] | None,
-        count: int,
-        *,
-        targets: Any,
-        dist: str = "b",
-        is_map: bool = True,
-        is_ordered: bool = True,
-        return_exceptions: bool = False,
-        tracker: zmq.MessageTracker | None = None,
-    ):
-        self._sizes = sizes
-        """Items of each chunk; None: not known before they come."""
-        self._dist = dist
-        self._is_map = is_map
-        self._arrived: list[int] | None = None if is_ordered else []
-        self._joined: Any = _UNREAD
-        super().__init__(
-            client,
-            name,
-            first,
-            count,
-            targets=targets,
-            is_single=False,
-            return_exceptions=return_exceptions,
-            tracker=tracker,
-        )
-
-    def on_result(self, index: int, result: m.Result, frames: Frames, received: float) -> None:
-        """A chunk is done."""
-        super().on_result(index, result, frames, received)
-        if self._arrived is not None:
-            self._arrived.append(index)
-
-    def _collect(self, return_exceptions: bool) -> tuple[Any, BaseException | None]:
-        with self._reading:
-            if self._joined is not _UNREAD:
-                return self._joined, None
-            outcomes = [self._read(i) for i in range(self._count)]
-            errors = [outcome.error for outcome in outcomes if isinstance(outcome, _Failure)]
-            if errors and not return_exceptions:
-                return None, self._combine(errors)
-            if errors or self._is_map:
-                return maps.join_lists([self._spread(i, outcome) for i, outcome in enumerate(outcomes)]), None
-            self._joined = maps.join(outcomes, self._dist)
-            # Only for a gather, whose parts are the bulk: one copy of them is enough.
-            self._values = []
-            return self._joined, None
-
-    def _spread(self, index: int, outcome: Any) -> Any:
-        """The items of a chunk; of a failed one, its error once per item."""
-        if not isinstance(outcome, _Failure):
-            return outcome
-        return [outcome.error] * (1 if self._sizes is None else self._sizes[index])
-
-    def __len__(self) -> int:
-        if self._is_map and self._sizes is not None:
-            return sum(self._sizes)
-        return self._count
-
-    @property
-    def progress(self) -> int:
-        """How many of `len(self)` items are done; those of a chunk all at once."""
-        if not self._is_map or self._sizes is None:
-            return super().progress
-        return sum(size for size, result in zip(self._sizes, self._results, strict=True) if result is not None)
-
-    def _iterate(self) -> Iterator[Any]:
-        if not self._is_map:
-            # Parts of a gather make a sequence only together.
-            yield from self.get()
-            return
-        for turn in range(self._count):
-            index = turn
-            if self._arrived is None:
-                self._wait_for(turn)
-            else:
-                arrived = self._arrived
-                if len(arrived) <= turn:
-                    self._wait_until(lambda: len(arrived) > turn)  # noqa: B023 - called before turn changes
-                index = arrived[turn]
-            outcome = self._read(index)
-            if isinstance(outcome, _Failure) and not self._return_exceptions:
-                raise copy.copy(self._combine([outcome.error]))
-            yield from self._spread(index, outcome)
-
-
 _METADATA_NAMES = frozenset(make_metadata(MsgId(""), 0.0, 0.0, None, None, None))
-
-
-class _Failure:
-    """The error of a request; a class of its own, because user code may return exceptions as values."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException):
-        self.error = error
-
-
-def _make_error(result: m.Result, told: m.ErrorInfo, frames: Frames) -> BaseException:
-    """The exception that a failed request is raised as."""
-    if told.local:
-        kind = find_error_class(told.ename)
-        # RemoteError and its subclass are made from other things than a text.
-        if kind is not None and not issubclass(kind, RemoteError):
-            return kind(told.evalue)
-    info: EngineInfoDict = {"rank": told.rank, "host": told.host, "pid": told.pid, "method": told.method}
-    if result.engine >= 0:
-        info["engine_id"] = result.engine
-    error = RemoteError(told.ename, told.evalue, told.traceback, info)
-    if result.data or frames:
-        try:
-            cause = loads(result.data, frames)
-        except SerializationError:
-            cause = None  # its class is not importable here; its name, text and traceback are known
-        if isinstance(cause, BaseException):
-            error.__cause__ = cause
-    return error

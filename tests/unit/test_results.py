@@ -17,8 +17,9 @@ import zmq
 from fake_controller import FakeController, make_engine
 
 from hpcviews.client.client import Client
+from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.metadata import OUTPUT_CHARS_MAX
-from hpcviews.client.results import AsyncMapResult, AsyncResult
+from hpcviews.client.results import AsyncResult
 from hpcviews.errors import (
     CompositeError,
     EngineError,
