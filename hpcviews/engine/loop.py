@@ -106,13 +106,23 @@ class EngineLoop(threading.Thread):
         """Connect, register, serve."""
         try:
             self._serve()
-        except BaseException:
+        except Exception:
+            # The top of the thread: an engine without it is deaf, so it ends.
             log.exception("engine %d: the I/O thread failed", self._info.id)
             self._end_process(1)
 
     def _serve(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        link = self._connect(context)
+        try:
+            link = self._connect(context)
+            try:
+                self._serve_link(link)
+            finally:
+                link.close()
+        finally:
+            context.destroy(0)
+
+    def _serve_link(self, link: Link) -> None:
         self._say_hello(link)
         poller = zmq.Poller()
         poller.register(link.socket, zmq.POLLIN)
