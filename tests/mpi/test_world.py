@@ -5,6 +5,7 @@ Each rank's main thread is an engine's; rank 0 also runs the controller and a cl
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import threading
@@ -105,7 +106,7 @@ class Ranks:
         main, stdout, stderr = sys.modules["__main__"], sys.stdout, sys.stderr
         worker = Worker(make_namespace(), info)
         output = OutputCapture()
-        loop = EngineLoop(self.directory / "engine.json", info, "", worker, output, 30, end_thread)
+        loop = EngineThread(self.directory / "engine.json", info, "", worker, output, 30, end_thread)
         try:
             worker.attach(loop, output)
             output.attach(loop)
@@ -113,6 +114,14 @@ class Ranks:
             worker.run()
         finally:
             sys.modules["__main__"], sys.stdout, sys.stderr = main, stdout, stderr
+
+
+class EngineThread(EngineLoop):
+    """An engine's I/O thread that ends by itself where a real one ends the process."""
+
+    def run(self) -> None:
+        with contextlib.suppress(SystemExit):
+            super().run()
 
 
 def end_thread(code: int) -> NoReturn:
