@@ -1,6 +1,7 @@
 """Engines as ranks of a real MPI world: run with ``mpiexec -n {1,2,4} python -m pytest --with-mpi tests/mpi``.
 
-Each rank's main thread is an engine's; rank 0 also runs the controller and a client, in threads.
+Each rank's main thread is an engine's; rank 0 also runs the controller and a client, in threads (a real controller is
+a process of its own).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 from mpi4py import MPI
 
@@ -175,7 +177,11 @@ def get_rank_and_size() -> tuple[int, int]:
 
 def reduce_ranks() -> Any:
     assert threading.current_thread() is threading.main_thread()
-    return MPI.COMM_WORLD.allreduce(MPI.COMM_WORLD.rank)
+    # With arrays: for Python objects mpi4py first duplicates the communicator, collectively and holding the GIL,
+    # which here would stop the controller's thread too.
+    total = np.zeros(1)
+    MPI.COMM_WORLD.Allreduce(np.full(1, float(MPI.COMM_WORLD.rank)), total)
+    return total[0]
 
 
 def len_of_x() -> int:
