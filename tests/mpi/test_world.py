@@ -52,7 +52,7 @@ def test_world_of_another_size_is_refused_with_both_sizes() -> None:
 def test_rank_is_known_before_mpi_is() -> None:
     found = environment.find_mpi_rank()
     assert found is not None and found[0] == COMM.rank
-    # On one node the local ranks are the numbers of the ranks, but not in the same order (Open MPI counts them by socket).
+    # On one node the local ranks are the same numbers as the ranks; with Open MPI in another order.
     assert sorted(COMM.allgather(found[1])) == list(range(COMM.size))
 
 
