@@ -24,12 +24,16 @@ def start(foreground: bool, quiet: bool, **options: Any) -> int:
     # A plain SIGTERM would leave no time to say goodbye; as an exception it passes through what cleans up.
     signal.signal(signal.SIGTERM, _raise_exit)
     start_showing_progress(cluster)
+    if foreground:
+        return _stay(cluster, quiet)
+    _tell(cluster, quiet, foreground)
+    cluster.detach()
+    return exit_codes.OK
+
+
+def _tell(cluster: Cluster, quiet: bool, foreground: bool) -> None:
     click.echo(cluster.name if quiet else describe(cluster, foreground))
     sys.stdout.flush()
-    if not foreground:
-        cluster.detach()
-        return exit_codes.OK
-    return _stay(cluster)
 
 
 def describe(cluster: Cluster, foreground: bool) -> str:
@@ -44,8 +48,10 @@ def describe(cluster: Cluster, foreground: bool) -> str:
     )
 
 
-def _stay(cluster: Cluster) -> int:
+def _stay(cluster: Cluster, quiet: bool) -> int:
     try:
+        # Inside: who reads that it is ready may press Ctrl-C at once.
+        _tell(cluster, quiet, True)
         cluster.wait()
     except KeyboardInterrupt:
         click.echo("stopping", err=True)
