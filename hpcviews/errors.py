@@ -250,7 +250,10 @@ class CompositeError(RemoteError):
     """
 
     tb_limit: ClassVar[int] = 4
-    """How many of the errors str() and render_traceback() show; the rest is counted."""
+    """How many of the errors str() and render_traceback() show; the rest is counted.
+
+    str() has a line for each, and the traceback of the first; render_traceback() has the tracebacks of all of them.
+    """
 
     def __init__(self, message: str, elist: Sequence[BaseException]):
         super().__init__("CompositeError", message)
@@ -263,6 +266,10 @@ class CompositeError(RemoteError):
         lines += [str(error).split("\n", 1)[0] for error in self.elist[: self.tb_limit]]
         if len(self.elist) > self.tb_limit:
             lines.append(f"... {len(self.elist) - self.tb_limit} more exceptions ...")
+        # Python prints an uncaught error by its str(): without this, nothing says which line of the user failed.
+        first = next((error for error in self.elist if isinstance(error, RemoteError) and error.traceback), None)
+        if first is not None:
+            lines += [f"{first._where()} was:", first.traceback.rstrip()]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -25,12 +25,23 @@ PIECE_BYTES = 2**20
 def logs(name: str | None, engine: int | None, follow: bool) -> None:
     """Show the logs of a cluster.
 
+    They tell of starts, losses and crashes. What user code prints is not there, but in the stdout of its AsyncResult;
+    only output of its subprocesses and of compiled libraries is in the engine's log.
+
     NAME may be left out when there is only one; when there is none, the one that ended last is meant. Logs of the
     last ten clusters that ended are kept.
     """
     place = find_place(name)
     files = list_logs(place, engine)
-    if follow:
+    if engine is not None and not follow and not files[0].stat().st_size:
+        # A dead engine cannot write why it died; who started it can, and says so among all logs.
+        everything = f"hpcviews logs {name}" if name is not None else "hpcviews logs"
+        click.echo(
+            f"engine {engine} has logged nothing (what user code prints is in the stdout of its AsyncResult); "
+            f"`{everything}` has the controller's and the starter's logs",
+            err=True,
+        )
+    elif follow:
         _follow(place, files)
     else:
         for path in files:

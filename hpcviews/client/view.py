@@ -159,8 +159,9 @@ class View(HasFlags):
         except KeyboardInterrupt:
             self.client._keep(call)
             raise KeyboardInterrupt(
-                "stopped waiting, the work goes on; view.get_result(-1) has its result, "
-                "view.abort() withdraws what has not started"
+                # The client's history, not the view's: each `rc[:]` is a new view, which has submitted nothing.
+                "stopped waiting, the work goes on; client.get_result(-1) has its result, "
+                "client.abort() withdraws what has not started"
             ) from None
 
     # ------------------------------------------------------------ what was submitted

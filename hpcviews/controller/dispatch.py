@@ -60,7 +60,8 @@ def on_disconnect(core: Core, out: Outbox, route: Route, why: str) -> None:
         members.on_client_lost(core, out, client)
     engine = core.engine_by_route.get(route)
     if engine is not None:
-        members.on_engine_lost(core, out, engine, why)
+        # Engines that are told to end close their connections: nothing was killed, and the log must not say so.
+        members.on_engine_lost(core, out, engine, "ended with the cluster" if core.stopping else why)
 
 
 def on_set_event(core: Core, out: Outbox, event: SetEvent) -> None:

@@ -182,7 +182,8 @@ def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
             retry(core, out, work)
             requeued += 1
         else:
-            fail(core, out, work, "EngineError", f"engine {engine.id} {why} before it answered")
+            hint = f"`hpcviews logs {core.identity.cluster}` may tell why"
+            fail(core, out, work, "EngineError", f"engine {engine.id} {why} before it answered; {hint}")
     return requeued
 
 

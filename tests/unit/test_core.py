@@ -59,11 +59,21 @@ def test_lost_engine_fails_its_request_and_requeues_its_task_with_retries(world:
     world.forget_news(client)
     failed = world.out.take(client, m.Result)
     assert failed.seq == 1 and failed.error is not None and failed.error.ename == "EngineError"
-    assert "engine 0 was killed" in failed.error.evalue
+    assert "engine 0 was killed" in failed.error.evalue and "`hpcviews logs test`" in failed.error.evalue
     (key,) = get_keys(world, second)
     world.say(second, done(key))
     assert world.out.take(client, m.Result).engine == 1
     world.out.assert_empty()
+
+
+def test_engines_that_end_with_the_cluster_are_not_called_killed(world: World) -> None:
+    (engine,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, request(0, [0]))
+    dispatch.on_set_event(world.core, world.out, StopRequested("its owner is gone"))
+    world.disconnect(engine, "was killed")
+    failed = next(message for message, _ in world.out.inboxes[client] if isinstance(message, m.Result))
+    assert failed.error is not None and "engine 0 ended with the cluster" in failed.error.evalue
 
 
 def test_status_tells_of_engines_that_are_lost_until_they_are_back(world: World) -> None:

@@ -48,6 +48,21 @@ def test_composite_of_composites_pickles_and_shows_the_first_four() -> None:
     assert "engine 1 died" in str(outer)
 
 
+def test_composite_error_tells_where_the_first_failed() -> None:
+    failed = [RemoteError("E", str(i), f"Traceback of {i}\nE: {i}\n", {"engine_id": i}) for i in range(2)]
+    error = CompositeError("one or more exceptions raised in: f", [EngineError("engine 7 died"), *failed])
+    assert str(error).splitlines() == [
+        "one or more exceptions raised in: f",
+        "engine 7 died",
+        "[0:apply] E: 0",
+        "[1:apply] E: 1",
+        "[0:apply] was:",
+        "Traceback of 0",
+        "E: 0",
+    ]
+    assert str(CompositeError("outer", [error])).splitlines() == ["outer", "one or more exceptions raised in: f"]
+
+
 def test_no_such_engine_is_what_both_habits_catch() -> None:
     error = NoSuchEngine("no engine 7")
     assert isinstance(error, IndexError) and isinstance(error, KeyError) and str(error) == "no engine 7"

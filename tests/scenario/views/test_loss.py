@@ -100,18 +100,17 @@ def test_interrupted_call_goes_on_and_can_be_got_at(mortal: BareCluster) -> None
     script = f"""
 import os, signal, sys, threading
 import hpcviews
-rc = hpcviews.Client(access={str(mortal.access)!r})
-view = rc[0]
+client = hpcviews.Client(access={str(mortal.access)!r})
 def nap():
     import time
     time.sleep(1)
     return "rested"
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
-    view.apply_sync(nap)
+    client[0].apply_sync(nap)  # the view is gone with the call, as people write it
 except KeyboardInterrupt as interrupt:
-    assert "view.get_result(-1)" in str(interrupt)
-    print(view.get_result(-1).get(10))
+    assert "client.get_result(-1)" in str(interrupt)
+    print(client.get_result(-1).get(10))
 # Without close(): a script that forgets it must end, and say goodbye.
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
