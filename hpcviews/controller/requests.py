@@ -86,7 +86,7 @@ def on_done(core: Core, out: Outbox, engine: Engine, message: m.Done, frames: Fr
     # Written so that NaN is refused too: it would spoil the measured run time, which int() of credit stumbles over.
     if not (0.0 <= message.started < UNIX_TIME_MAX_S and 0.0 <= message.completed < UNIX_TIME_MAX_S):
         raise ProtocolError(f"an attempt that ran from {message.started} to {message.completed}")
-    work = engine.in_flight.pop(RunKey(message.key), None)
+    work = engine.take(RunKey(message.key))
     if work is None:
         core.late_replies += 1
         return
@@ -129,7 +129,7 @@ def on_withdrawn(core: Core, out: Outbox, engine: Engine, message: m.Withdrawn, 
             # A request is for this engine alone; queued again, it would run on any.
             raise ProtocolError(f"attempt {number} was given back unasked")
     for number in message.keys:
-        work = engine.in_flight.pop(RunKey(number), None)
+        work = engine.take(RunKey(number))
         if work is None:
             core.late_replies += 1
         elif work.is_aborting:
@@ -158,7 +158,7 @@ def hand_out(core: Core, out: Outbox, work: Work, engine: Engine, now: float) ->
     key = core.take_key()
     work.move(WorkPhase.SENT)
     work.engine, work.key = engine, key
-    engine.in_flight[key] = work
+    engine.hold(work)
     out.send(engine.route, m.Run(work.data, len(work.frames), key, work.op, work.function), work.frames)
     core.scheduler.update_load(engine)
 
@@ -193,10 +193,8 @@ def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
 
 def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
     """What a lost engine held: tried again where allowed, else failed. Returns how many were requeued."""
-    works = list(engine.in_flight.values())
-    engine.in_flight.clear()
     requeued = 0
-    for work in works:
+    for work in engine.take_all():
         if work.is_task and work.retries > 0 and not work.is_aborting:
             retry(core, out, work)
             requeued += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from core_world import PYTHON, VERSION, World, done, make_info, request, task
 
@@ -465,3 +467,42 @@ def test_missing_engines_are_explained_in_few_words_whatever_the_size(world: Wor
     world.say(client, request(0, [99]))
     result = world.out.take(client, m.Result)
     assert result.error is not None and "18, 19, … 10 more]" in result.error.evalue
+
+
+def test_looking_for_work_to_recall_passes_over_requests_however_many_wait() -> None:
+    world = World()
+    world.core.check = lambda: None  # type: ignore[method-assign]  # looks at every request, every time
+    first, _ = world.add_engines(2)
+    client = world.add_client()
+    count = 50_000
+    world.say(client, task(0, targets=[0]))  # to be recalled, if another engine were allowed to run it
+    world.say(client, request(1, [0] * count))
+    assert world.core.scheduler.may_recall
+    began = time.process_time()
+    for _ in range(200):  # one second of ticks
+        world.tick(0.005)
+    assert time.process_time() - began < 0.3  # 2 ms; passing 50,000 requests or loads each time: a second and more
+    assert not any(isinstance(message, m.Withdraw) for message, _ in world.out.take_all(first))
+
+
+def test_without_tasks_there_is_nothing_to_recall(world: World) -> None:
+    world.add_engines(2)
+    client = world.add_client()
+    world.say(client, request(0, [0] * 3))
+    assert not world.core.scheduler.may_recall  # the controller sleeps, however long that takes
+    world.out.take_all(client)
+
+
+def test_task_behind_a_long_request_is_recalled(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    for seq in range(4):  # until the first engine may hold two
+        world.say(client, task(seq, targets=[0]))
+        world.say(first, *map(done, get_keys(world, first)))
+    world.say(client, request(4, [0, 1]), task(6))
+    _, behind = get_keys(world, first)
+    world.say(second, *map(done, get_keys(world, second)))
+    world.tick(1.0)
+    assert world.out.take(first, m.Withdraw).keys == [behind]
+    world.say(first, m.Withdrawn([behind], []))
+    assert len(get_keys(world, second)) == 1
