@@ -31,6 +31,9 @@ RANGE_CHUNK_MIN = 64
 """Chunks of a range below this are sent as lists: pickling a short list takes 2 µs, any range 6 µs."""
 
 
+RETRIES_MAX = 2**31 - 1
+
+
 class LoadBalancedView(View):
     """A view whose calls are tasks, each of which runs on one engine that the controller chooses.
 
@@ -50,8 +53,9 @@ class LoadBalancedView(View):
 
     @validate("retries")
     def _check_retries(self, proposal: Any) -> int:
-        if proposal["value"] < 0:
-            raise TraitError(f"retries must be 0 or more, not {proposal['value']}")
+        # The upper bound is what fits a message: beyond it the I/O thread could not write the request.
+        if not 0 <= proposal["value"] <= RETRIES_MAX:
+            raise TraitError(f"retries must be 0 to {RETRIES_MAX}, not {proposal['value']}")
         return int(proposal["value"])
 
     def __len__(self) -> int:

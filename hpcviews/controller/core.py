@@ -87,6 +87,7 @@ class Core:
         assert {e.route: e for e in self.engines.values()} == self.engine_by_route
         uses: dict[bytes, int] = {}
         for engine in self.engines.values():
+            assert list(engine.tasks.items()) == [(k, w) for k, w in engine.in_flight.items() if w.is_task]
             for key, work in engine.in_flight.items():
                 assert work.key == key and work.engine is engine
                 assert work.phase in (WorkPhase.SENT, WorkPhase.RECALLED), work.phase

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import heapq
+
 from hpcviews.controller.core import Core
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import NO_KEY, Client, Engine, Frames, Work, WorkPhase
+from hpcviews.errors import ProtocolError
 from hpcviews.ids import Digest, EngineId, RunKey
 from hpcviews.wire import messages as m
+
+SEQ_MAX = 2**62
+"""msgpack integers end at 2**64: an answer to a request beyond it could not be written."""
+
+UNIX_TIME_MAX_S = 253_402_300_800.0
+"""The year 10000, where Python's datetime ends."""
+
+IDS_SHOWN_MAX = 20
+"""How many engine ids an error message lists; it may go out once for each of thousands of targets."""
 
 # ---------------------------------------------------------------- from clients
 
 
 def on_request(core: Core, out: Outbox, client: Client, message: m.Request, frames: Frames, now: float) -> None:
     """Queue a request on all its engines, in one step: two clients' requests have the same order on every engine."""
+    _check_numbers(client, message.seq, len(message.targets))
     digest = Digest(message.function)
     for offset, target in enumerate(message.targets):
         seq = message.seq + offset
@@ -30,6 +43,7 @@ def on_request(core: Core, out: Outbox, client: Client, message: m.Request, fram
 
 def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Frames, now: float) -> None:
     """Queue a task for the scheduler."""
+    _check_numbers(client, message.seq, 1)
     digest = Digest(message.function)
     if digest and not core.functions.use(digest):
         _refuse_unknown_function(out, client, message.seq)
@@ -69,7 +83,10 @@ def on_abort(core: Core, out: Outbox, client: Client, message: m.Abort, frames: 
 
 def on_done(core: Core, out: Outbox, engine: Engine, message: m.Done, frames: Frames, now: float) -> None:
     """An attempt ended."""
-    work = engine.in_flight.pop(RunKey(message.key), None)
+    # Written so that NaN is refused too: it would spoil the measured run time, which int() of credit stumbles over.
+    if not (0.0 <= message.started < UNIX_TIME_MAX_S and 0.0 <= message.completed < UNIX_TIME_MAX_S):
+        raise ProtocolError(f"an attempt that ran from {message.started} to {message.completed}")
+    work = engine.take(RunKey(message.key))
     if work is None:
         core.late_replies += 1
         return
@@ -107,14 +124,18 @@ def on_run_output(core: Core, out: Outbox, engine: Engine, message: m.RunOutput,
 def on_withdrawn(core: Core, out: Outbox, engine: Engine, message: m.Withdrawn, frames: Frames, now: float) -> None:
     """An engine gave attempts back, or says that they have started."""
     for number in message.keys:
-        work = engine.in_flight.pop(RunKey(number), None)
+        held = engine.in_flight.get(RunKey(number))
+        if held is not None and held.phase is not WorkPhase.RECALLED:
+            # A request is for this engine alone; queued again, it would run on any.
+            raise ProtocolError(f"attempt {number} was given back unasked")
+    for number in message.keys:
+        work = engine.take(RunKey(number))
         if work is None:
             core.late_replies += 1
         elif work.is_aborting:
             fail(core, out, work, "TaskAborted", "withdrawn before it started")
-        elif not work.client.is_listening:
-            _end(core, out, work)
         else:
+            # Also when its client has left: what that one asked for runs.
             _queue_again(core, work, in_front=True)
     for number in message.refused:
         work = engine.in_flight.get(RunKey(number))
@@ -137,7 +158,7 @@ def hand_out(core: Core, out: Outbox, work: Work, engine: Engine, now: float) ->
     key = core.take_key()
     work.move(WorkPhase.SENT)
     work.engine, work.key = engine, key
-    engine.in_flight[key] = work
+    engine.hold(work)
     out.send(engine.route, m.Run(work.data, len(work.frames), key, work.op, work.function), work.frames)
     core.scheduler.update_load(engine)
 
@@ -172,13 +193,9 @@ def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
 
 def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
     """What a lost engine held: tried again where allowed, else failed. Returns how many were requeued."""
-    works = list(engine.in_flight.values())
-    engine.in_flight.clear()
     requeued = 0
-    for work in works:
-        if not work.client.is_listening:
-            _end(core, out, work)
-        elif work.is_task and work.retries > 0 and not work.is_aborting:
+    for work in engine.take_all():
+        if work.is_task and work.retries > 0 and not work.is_aborting:
             retry(core, out, work)
             requeued += 1
         else:
@@ -191,15 +208,13 @@ def drop_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> 
     """A client is gone. Unless it left politely, what it queued is dropped and what has not started is asked back."""
     client.is_listening = False
     asked: dict[Engine, list[int]] = {}
-    for work in list(client.works.values()):
-        if keep_running:
-            continue
+    for work in [] if keep_running else list(client.works.values()):
+        work.is_aborting = True
         if work.phase is WorkPhase.QUEUED:
             core.scheduler.drop(work)
             _end(core, out, work)
         elif work.phase is WorkPhase.SENT:
             assert work.engine is not None
-            work.is_aborting = True
             work.move(WorkPhase.RECALLED)
             asked.setdefault(work.engine, []).append(work.key)
     for engine, keys in asked.items():
@@ -217,9 +232,18 @@ def end_stranded(core: Core, out: Outbox) -> None:
             continue
         if targets is None:
             result = _failure(work.seq, -1, "NoEnginesRegistered", _describe_no_engines(core))
+        elif not targets:
+            result = _failure(work.seq, -1, "NoSuchEngine", "the list of engines that may run this task is empty")
         else:
             result = _failure(work.seq, -1, *_describe_missing(core, min(targets)))
         out.send(client.route, result)
+
+
+def _check_numbers(client: Client, seq: int, count: int) -> None:
+    if not 0 <= seq <= SEQ_MAX - count:
+        raise ProtocolError(f"{count} requests numbered from {seq}")
+    if not client.works.keys().isdisjoint(range(seq, seq + count)):
+        raise ProtocolError(f"requests numbered from {seq}: a number is under way already")
 
 
 def _queue_again(core: Core, work: Work, in_front: bool) -> None:
@@ -249,7 +273,11 @@ def _refuse_unknown_function(out: Outbox, client: Client, seq: int) -> None:
 def _describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
     if engine_id in core.gone:
         return "EngineError", f"engine {engine_id} {core.gone[engine_id].why}"
-    return "NoSuchEngine", f"no engine {engine_id}; engines now: {sorted(core.engines) or 'none'}"
+    if not core.engines:
+        return "NoSuchEngine", f"no engine {engine_id}; engines now: none"
+    shown = ", ".join(map(str, heapq.nsmallest(IDS_SHOWN_MAX, core.engines)))
+    more = f", … {len(core.engines) - IDS_SHOWN_MAX} more" if len(core.engines) > IDS_SHOWN_MAX else ""
+    return "NoSuchEngine", f"no engine {engine_id}; engines now: [{shown}{more}]"
 
 
 def _describe_no_engines(core: Core) -> str:

@@ -145,6 +145,8 @@ class Scheduler:
     def __init__(self) -> None:
         self.engines: dict[EngineId, Engine] = {}
         self.loads = LoadIndex()
+        self.tasks_held = LoadIndex()
+        """Engines by the number of tasks they hold: what can be recalled, however many requests wait beside them."""
         self.pools: dict[frozenset[EngineId] | None, Pool] = {None: Pool(None)}
 
     @property
@@ -164,6 +166,7 @@ class Scheduler:
         """An engine is gone."""
         del self.engines[engine.id]
         self.loads.remove(engine)
+        self.tasks_held.remove(engine)
         for pool in engine.pools:
             pool.room.remove(engine)
         engine.pools = []
@@ -172,6 +175,7 @@ class Scheduler:
         """An engine's load or credit changed."""
         load = len(engine.in_flight)
         self.loads.put(engine, load)
+        self.tasks_held.put(engine, len(engine.tasks))
         if load < engine.credit:
             for pool in engine.pools:
                 pool.room.put(engine, load)
@@ -266,28 +270,34 @@ class Scheduler:
 
     @property
     def may_recall(self) -> bool:
-        """Whether an engine is idle while another holds more than it can be running."""
+        """Whether an engine is idle while others hold tasks, and one of them more than it can be running."""
         if self.pools[None].count or len(self.engines) < 2:
             return False
         lowest = self.loads.find_lowest()
         if lowest is None or lowest.load:
             return False
-        highest = next(self.loads.iterate_from_highest())
-        return highest.load > 1
+        if next(self.loads.iterate_from_highest()).load < 2:
+            return False
+        return bool(next(self.tasks_held.iterate_from_highest()).tasks)
 
     def choose_recall(self, now: float) -> tuple[Engine, list[Work]] | None:
-        """Works to take back from the most loaded engine that looks stuck in a long task, half of what it holds."""
+        """Tasks to take back from the engine with most of them that looks stuck, half of what it holds."""
         idle = self.loads.find_lowest()
         if idle is None or idle.load:
             return None
-        for engine in self.loads.iterate_from_highest():
-            if engine.load < 2:
+        for engine in self.tasks_held.iterate_from_highest():
+            if not engine.tasks:
                 return None
-            if now - engine.moved_at < RECALL_AFTER_S:
+            if engine.load < 2 or now - engine.moved_at < RECALL_AFTER_S:
                 continue
             works = []
-            for work in reversed(list(engine.in_flight.values())[1:]):
-                if work.is_task and work.phase is WorkPhase.SENT and (work.targets is None or idle.id in work.targets):
+            running = next(iter(engine.in_flight))
+            for work in reversed(engine.tasks.values()):
+                if (
+                    work.key != running
+                    and work.phase is WorkPhase.SENT
+                    and (work.targets is None or idle.id in work.targets)
+                ):
                     works.append(work)
                 if len(works) >= (engine.load + 1) // 2:
                     break
@@ -301,6 +311,7 @@ class Scheduler:
         """Assert that the indexes say what the records say."""
         for engine in self.engines.values():
             assert self.loads.load_of(engine) == engine.load, f"engine {engine.id}: load index is off"
+            assert self.tasks_held.load_of(engine) == len(engine.tasks), f"engine {engine.id}: tasks index is off"
             assert engine.credit >= 1
             for pool in self.pools.values():
                 assert (pool in engine.pools) == pool.admits(engine), f"engine {engine.id}: pools are off"
@@ -309,7 +320,7 @@ class Scheduler:
                     assert filed == engine.load, f"engine {engine.id}: room {filed}, load {engine.load}"
                 else:
                     assert filed is None
-        assert len(self.loads) == len(self.engines)
+        assert len(self.loads) == len(self.tasks_held) == len(self.engines)
         for targets, pool in self.pools.items():
             waiting = [w for q in pool.queues.values() for w in q if w.phase is WorkPhase.QUEUED]
             assert pool.count == len(waiting), f"pool {targets}: counts {pool.count}, holds {len(waiting)}"

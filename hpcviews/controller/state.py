@@ -113,6 +113,9 @@ class Engine:
     info: m.EngineInfo
     in_flight: dict[RunKey, Work] = field(default_factory=dict)
     """Handed to it and not answered, oldest first."""
+    tasks: dict[RunKey, Work] = field(default_factory=dict)
+    """Those in flight that are tasks, oldest first: what can be recalled is found among them, however many requests
+    wait here."""
     functions: set[Digest] = field(default_factory=set)
     """Those it has been sent."""
     completed: int = 0
@@ -129,6 +132,24 @@ class Engine:
     def load(self) -> int:
         """Requests it holds."""
         return len(self.in_flight)
+
+    def hold(self, work: Work) -> None:
+        """It was handed to it."""
+        self.in_flight[work.key] = work
+        if work.is_task:
+            self.tasks[work.key] = work
+
+    def take(self, key: RunKey) -> Work | None:
+        """It answered or gave back this attempt, which is None if it does not hold it."""
+        self.tasks.pop(key, None)
+        return self.in_flight.pop(key, None)
+
+    def take_all(self) -> list[Work]:
+        """It is gone."""
+        works = list(self.in_flight.values())
+        self.in_flight.clear()
+        self.tasks.clear()
+        return works
 
 
 # ---------------------------------------------------------------- requests and tasks

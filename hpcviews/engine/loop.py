@@ -218,8 +218,10 @@ class EngineLoop(threading.Thread):
         elif isinstance(message, m.ForgetFunction):
             worker.functions.pop(message.digest, None)
         elif isinstance(message, m.Withdraw):
-            withdrawn = [key for key in message.keys if worker.pending.pop(key, None) is not None]
-            refused = [key for key in message.keys if key not in withdrawn]
+            withdrawn: list[int] = []
+            refused: list[int] = []
+            for key in message.keys:
+                (refused if worker.pending.pop(key, None) is None else withdrawn).append(key)
             self.put(m.Withdrawn(withdrawn, refused), [], flush=True)
         elif isinstance(message, m.EngineWelcome):
             self._is_welcome = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 import types
@@ -53,6 +54,7 @@ class Worker:
         self.keys: SimpleQueue[int | Ended] = SimpleQueue()
         self.functions: dict[bytes, tuple[m.Function, list[Any]] | Callable[..., Any]] = {}
         self._info = info
+        self._pid = os.getpid()
         self._operations = Operations(namespace, lambda error: self._make_remote_error(error, "map"))
         self._is_running_user_code = False
         self._sender: Sender | None = None
@@ -96,6 +98,10 @@ class Worker:
                 self._is_running_user_code = False
         except BaseException as raised:  # noqa: BLE001 - the boundary around user code
             error, payload = self._describe(raised, run.op)
+        if os.getpid() != self._pid:
+            # User code forked, and this is the child, come back from it. Its answer is the parent's to give; and it
+            # has no I/O thread, so it would wait here for ever, with copies of the engine's sockets.
+            os._exit(0 if error is None else 1)
         for text in self._output.end():
             self._sender.put(text, [], flush=False)
         done = m.Done(payload.data, len(payload.frames), run.key, started, time.time(), error)
@@ -134,14 +140,14 @@ class Worker:
         raised.__traceback__ = None  # its frames would keep the request's arrays alive
         try:
             return told, dumps(raised)
-        except SerializationError:
+        except BaseException:  # noqa: BLE001 - its __reduce__ is user code, and may raise SystemExit
             return told, EMPTY
 
     def _make_remote_error(self, raised: BaseException, method: str) -> RemoteError:
         info = self._info
         try:
             text = str(raised)
-        except Exception as broken:  # noqa: BLE001 - __str__ is user code
+        except BaseException as broken:  # noqa: BLE001 - __str__ is user code, and may raise SystemExit
             text = f"<its __str__ raised {type(broken).__name__}>"
         return RemoteError(
             type(raised).__name__,
@@ -169,7 +175,7 @@ def render_traceback(raised: BaseException) -> str:
         trace = trace.tb_next
     try:
         text = "".join(traceback.format_exception(type(raised), raised, trace))
-    except Exception as broken:  # noqa: BLE001 - __str__ of user exceptions runs here
+    except BaseException as broken:  # noqa: BLE001 - __str__ of user exceptions runs here, and may raise anything
         text = f"{type(raised).__name__} (its traceback cannot be shown: {type(broken).__name__})\n"
     if len(text) > TRACEBACK_CHARS_MAX:
         half = TRACEBACK_CHARS_MAX // 2

@@ -20,8 +20,22 @@ M = TypeVar("M", bound=m.Message)
 
 
 def encode(messages: Sequence[m.Message]) -> bytes:
-    """The header of a zmq message that carries `messages` in this order."""
-    return _PREFIX + _encoder.encode(messages)
+    """The header of a zmq message that carries `messages` in this order.
+
+    Text that is not Unicode (Python's form of a file name that is not UTF-8, printed or in an error) arrives with
+    backslashes.
+    """
+    try:
+        return _PREFIX + _encoder.encode(messages)
+    except UnicodeEncodeError:
+        # Here and not where text comes in: that is in a dozen places, and each one missed ends its process.
+        return _PREFIX + _encoder.encode(_escape(msgspec.to_builtins(messages, builtin_types=(bytes,))))
+
+
+def _escape(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return [_escape(item) for item in value] if isinstance(value, list) else value
 
 
 class Decoder(Generic[M]):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_controller import FakeController, make_engine, make_set
+from traitlets import TraitError
 
 from hpcviews.client.client import Client
 from hpcviews.client.results import AsyncResult
@@ -347,3 +348,10 @@ def test_stopping_returns_when_the_connection_closes(fake: FakeController, rc: C
     rc.stop_cluster()
     fake.bind()
     assert not fake.has_message(), "a client of a stopped cluster must not come back"
+
+
+def test_retries_that_fit_no_message_are_refused_where_they_are_set(rc: Client) -> None:
+    view = rc.load_balanced_view()
+    for retries in (-1, 2**31):
+        with pytest.raises(TraitError, match="retries must be 0 to 2147483647"):
+            view.retries = retries

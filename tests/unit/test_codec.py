@@ -69,3 +69,12 @@ def test_truncated_and_flipped_headers_are_refused_or_decoded_never_a_crash() ->
             controller_decoder().decode(bytes(flipped), 1)
         except ProtocolError:
             pass
+
+
+def test_text_that_is_not_unicode_arrives_with_backslashes() -> None:
+    told = m.ErrorInfo("OSError", "no file 'a\udc80'", "", False)
+    batch = [m.RunOutput(1, "stdout", "a\udc80b\n"), m.Done(b"\xff", 1, 1, 0.0, 0.0, told)]
+    output, done = controller_decoder().decode(encode(batch), 1)
+    assert output == m.RunOutput(1, "stdout", "a\\udc80b\n")
+    assert isinstance(done, m.Done) and done.data == b"\xff" and done.error is not None
+    assert done.error.evalue == "no file 'a\\udc80'"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from core_world import PYTHON, VERSION, World, done, make_info, request, task
 
@@ -350,3 +352,167 @@ def test_engine_that_reconnects_keeps_its_id(world: World) -> None:
     assert error is not None and error.ename == "EngineError"
     assert world.core.sets[0].phase is SetPhase.READY  # type: ignore[index]
     assert world.out.take_all(old)
+
+
+def test_task_for_an_empty_list_of_engines_fails_by_name(world: World) -> None:
+    world.add_engines(1)
+    client = world.add_client()
+    world.say(client, task(0, targets=[]))
+    result = world.out.take(client, m.Result)
+    assert result.error is not None and result.error.ename == "NoSuchEngine" and "empty" in result.error.evalue
+
+
+def test_task_for_an_empty_list_of_engines_that_waited_for_a_set_fails_with_it(world: World) -> None:
+    world.start_set(1)
+    client = world.add_client()
+    world.say(client, task(0, targets=[]))
+    world.end_set()
+    world.forget_news(client)
+    result = world.out.take(client, m.Result)
+    assert result.error is not None and result.error.ename == "NoSuchEngine"
+
+
+@pytest.mark.parametrize("nonsense", [request(2**64 - 1, [0, 1]), task(2**64 - 1), request(-1, [0]), task(-1)])
+def test_numbers_whose_answers_could_not_be_written_are_refused(world: World, nonsense: m.Message) -> None:
+    engines = world.add_engines(2)
+    client = world.add_client()
+    with pytest.raises(ProtocolError, match="numbered from"):
+        world.say(client, nonsense)
+    assert not get_keys(world, engines[0]) + get_keys(world, engines[1])
+
+
+@pytest.mark.parametrize("again", [request(5, [0]), request(3, [0, 1, 0]), task(6)])
+def test_numbers_that_are_under_way_are_refused(world: World, again: m.Message) -> None:
+    engines = world.add_engines(2)
+    client = world.add_client()
+    world.say(client, request(5, [0, 1]))
+    with pytest.raises(ProtocolError, match="under way"):
+        world.say(client, again)
+    for engine in engines:
+        (key,) = get_keys(world, engine)
+        world.say(engine, done(key))
+    world.forget_news(client)
+    assert [world.out.take(client, m.Result).seq for _ in range(2)] == [5, 6]
+    world.out.assert_empty()
+    world.say(client, task(5))  # they are free again
+
+
+@pytest.mark.parametrize("when", [float("nan"), float("inf"), -1.0, 1e300])
+def test_times_that_are_none_are_refused(world: World, when: float) -> None:
+    (engine,) = world.add_engines(1)
+    client = world.add_client()
+    world.say(client, task(0))
+    (key,) = get_keys(world, engine)
+    for started, completed in ((0.0, when), (when, 0.0)):
+        with pytest.raises(ProtocolError, match="ran from"):
+            world.say(engine, m.Done(b"", 0, key, started, completed, None))
+    world.say(engine, done(key))
+    assert world.out.take(client, m.Result).error is None
+
+
+def test_request_that_is_given_back_unasked_runs_nowhere_else(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    world.say(client, request(0, [0]))
+    (key,) = get_keys(world, first)
+    with pytest.raises(ProtocolError, match="unasked"):
+        world.say(first, m.Withdrawn([key], []))
+    assert not get_keys(world, second)
+    world.say(first, done(key))
+    assert world.out.take(client, m.Result).engine == 0
+
+
+def test_tasks_of_a_client_that_has_left_run_also_when_they_are_recalled(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    for seq in range(0, 8, 2):  # until both engines hold several short tasks
+        world.say(client, task(seq), task(seq + 1))
+        for engine in (first, second):
+            world.say(engine, *map(done, get_keys(world, engine)))
+    world.say(client, *map(task, range(8, 16)))
+    world.say(client, m.ClientLeave())
+    held = get_keys(world, first)
+    started = get_keys(world, second)
+    world.say(second, *map(done, started))
+    world.tick(1.0)
+    recalled = world.out.take(first, m.Withdraw).keys
+    assert recalled
+    world.say(first, m.Withdrawn(recalled, []))
+    again = get_keys(world, second) + get_keys(world, first)
+    assert len(started) + len(held) - len(recalled) + len(again) == 8
+
+
+def test_tasks_of_a_client_that_has_left_are_tried_again_when_their_engine_is_lost(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    world.say(client, task(0, retries=1))
+    assert get_keys(world, first)
+    world.say(client, m.ClientLeave())
+    world.disconnect(first)
+    (key,) = get_keys(world, second)
+    world.say(second, done(key))
+
+
+def test_recalled_task_of_a_client_that_was_killed_does_not_run(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    for seq in range(0, 8, 2):
+        world.say(client, task(seq), task(seq + 1))
+        for engine in (first, second):
+            world.say(engine, *map(done, get_keys(world, engine)))
+    world.say(client, *map(task, range(8, 16)))
+    get_keys(world, first)
+    world.say(second, *map(done, get_keys(world, second)))
+    world.tick(1.0)
+    recalled = world.out.take(first, m.Withdraw).keys
+    world.disconnect(client)
+    world.say(first, m.Withdrawn(recalled, []))
+    assert not get_keys(world, second)
+    assert not world.core.scheduler.waiting
+
+
+def test_missing_engines_are_explained_in_few_words_whatever_the_size(world: World) -> None:
+    world.add_engines(30)
+    client = world.add_client()
+    world.say(client, request(0, [99]))
+    result = world.out.take(client, m.Result)
+    assert result.error is not None and "18, 19, … 10 more]" in result.error.evalue
+
+
+def test_looking_for_work_to_recall_passes_over_requests_however_many_wait() -> None:
+    world = World()
+    world.core.check = lambda: None  # type: ignore[method-assign]  # looks at every request, every time
+    first, _ = world.add_engines(2)
+    client = world.add_client()
+    count = 50_000
+    world.say(client, task(0, targets=[0]))  # to be recalled, if another engine were allowed to run it
+    world.say(client, request(1, [0] * count))
+    assert world.core.scheduler.may_recall
+    began = time.process_time()
+    for _ in range(200):  # one second of ticks
+        world.tick(0.005)
+    assert time.process_time() - began < 0.3  # 2 ms; passing 50,000 requests or loads each time: a second and more
+    assert not any(isinstance(message, m.Withdraw) for message, _ in world.out.take_all(first))
+
+
+def test_without_tasks_there_is_nothing_to_recall(world: World) -> None:
+    world.add_engines(2)
+    client = world.add_client()
+    world.say(client, request(0, [0] * 3))
+    assert not world.core.scheduler.may_recall  # the controller sleeps, however long that takes
+    world.out.take_all(client)
+
+
+def test_task_behind_a_long_request_is_recalled(world: World) -> None:
+    first, second = world.add_engines(2)
+    client = world.add_client()
+    for seq in range(4):  # until the first engine may hold two
+        world.say(client, task(seq, targets=[0]))
+        world.say(first, *map(done, get_keys(world, first)))
+    world.say(client, request(4, [0, 1]), task(6))
+    _, behind = get_keys(world, first)
+    world.say(second, *map(done, get_keys(world, second)))
+    world.tick(1.0)
+    assert world.out.take(first, m.Withdraw).keys == [behind]
+    world.say(first, m.Withdrawn([behind], []))
+    assert len(get_keys(world, second)) == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import time
 import types
 import weakref
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 
 from hpcviews.engine import output
 from hpcviews.engine.app import parse_options
+from hpcviews.engine.loop import EngineLoop
 from hpcviews.engine.operations import Operations
 from hpcviews.engine.output import OutputCapture
 from hpcviews.engine.worker import Ended, Worker, render_traceback
@@ -209,3 +212,41 @@ def test_options_are_read_and_nonsense_is_refused() -> None:
     for argv in ([], ["--access"], ["--access", "x", "more"], ["--access", "x", "--set", "y"], ["--bogus"]):
         with pytest.raises(UsageError, match="engine:"):
             parse_options(argv)
+
+
+class Rude(Exception):
+    """Raises what is no Exception wherever it is looked at."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_errors_that_raise_when_looked_at_do_not_end_the_engine(bench: Bench) -> None:
+    def fail() -> None:
+        raise Rude
+
+    told, frames = bench.run("apply", ((), {}), fail)
+    assert told.error is not None and told.error.ename == "Rude"
+    assert told.error.evalue == "<its __str__ raised SystemExit>" and not told.data and not frames
+
+
+def test_child_that_user_code_forked_ends_when_it_comes_back(bench: Bench) -> None:
+    child = bench.value("apply", ((), {}), os.fork)
+    _, status = os.waitpid(child, 0)  # without the end it would go on as a second run of this test
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_giving_back_many_attempts_takes_a_time_that_grows_with_their_number(bench: Bench, tmp_path: Path) -> None:
+    count = 200_000
+    loop = EngineLoop(tmp_path / "engine.json", INFO, "", bench.worker, bench.output, 1.0)
+    run = m.Run(b"", 0, 0, "apply", b"")
+    bench.worker.pending.update((key, (run, [])) for key in range(count))
+    began = time.process_time()
+    loop._on_message(m.Withdraw(list(range(1, count + 1))), [])
+    assert time.process_time() - began < 5.0  # 0.05 s; comparing each with all: minutes
+    ((answer, _),) = loop._outgoing
+    assert answer == m.Withdrawn(list(range(1, count)), [count])
+    os.close(loop._wake_fd)
