@@ -1,1 +1,1 @@
-""""""
+"""Clusters: started, watched, ended; launcher plug-ins."""

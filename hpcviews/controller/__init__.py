@@ -1,1 +1,1 @@
-""""""
+"""The one process between clients and engines."""

@@ -1,1 +1,1 @@
-""""""
+"""What travels between client, controller and engine, and how."""
