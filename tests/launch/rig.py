@@ -45,7 +45,8 @@ class Rig:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link: Link | None = None
         self._decoder = client_decoder()
-        self._seen: set[int] = set()
+        self._seen: dict[int, int] = {}
+        """Processes of the cluster, and when they started: pids are given away again."""
         self._mapped: set[Path] = set()
 
     # ------------------------------------------------------------ starting
@@ -83,7 +84,7 @@ class Rig:
         self.connect()
         self.pump_until(lambda: len(self.engines) == n or self._is_over(), 60, f"{n} engines")
         assert len(self.engines) == n, self.set
-        self._seen.update(stat.pid for stat in self.find_descendants())
+        self._seen.update((stat.pid, stat.start) for stat in self.find_descendants())
         self._mapped.update(*(find_shared_memory(pid) for pid in self._seen))
 
     # ------------------------------------------------------------ talking
@@ -177,7 +178,11 @@ class Rig:
     def find_left(self) -> list[int]:
         """Of the processes that were there when all was ready: those that still are."""
         stats = read_all_stats()
-        return [pid for pid in self._seen if pid in stats and stats[pid].is_alive]
+        return [
+            pid
+            for pid, start in self._seen.items()
+            if pid in stats and stats[pid].is_alive and stats[pid].start == start
+        ]
 
     def read_log(self) -> str:
         """The controller's output."""
@@ -188,7 +193,7 @@ class Rig:
         process = self._process
         try:
             if process is not None:
-                self._seen.update(stat.pid for stat in self.find_descendants())
+                self._seen.update((stat.pid, stat.start) for stat in self.find_descendants())
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                     process.wait(30)
@@ -199,6 +204,8 @@ class Rig:
         finally:
             for pid in self.find_left():
                 os.kill(pid, signal.SIGKILL)
+            for path in self._mapped:
+                path.unlink(missing_ok=True)  # of a controller that was killed; there is no record to sweep it by
             if self._link is not None:
                 self._link.close()
             self._context.term()
