@@ -83,9 +83,7 @@ def on_schedule(core: Core, out: Outbox, now: float) -> None:
 
 def on_tick(core: Core, out: Outbox, now: float) -> None:
     """Time passes while `core.scheduler.may_recall`: take work back from engines that are stuck."""
-    chosen = core.scheduler.choose_recall(now)
-    if chosen is not None:
-        requests.recall(core, out, *chosen)
+    requests.recall(out, core.scheduler.choose_recall(now))
 
 
 def _on_status_query(

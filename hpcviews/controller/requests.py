@@ -62,7 +62,7 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
 
 def on_abort(core: Core, out: Outbox, client: Client, message: m.Abort, frames: Frames, now: float) -> None:
     """End requests that have not started; what an engine holds is asked back first."""
-    asked: dict[Engine, list[int]] = {}
+    handed_out: list[Work] = []
     for seq in message.seqs:
         work = client.works.get(seq)
         if work is None:
@@ -71,11 +71,8 @@ def on_abort(core: Core, out: Outbox, client: Client, message: m.Abort, frames: 
         if work.phase is WorkPhase.QUEUED:
             fail(core, out, work, "TaskAborted", "withdrawn before it started")
         elif work.phase is WorkPhase.SENT:
-            assert work.engine is not None
-            work.move(WorkPhase.RECALLED)
-            asked.setdefault(work.engine, []).append(work.key)
-    for engine, keys in asked.items():
-        out.send(engine.route, m.Withdraw(keys))
+            handed_out.append(work)
+    recall(out, handed_out)
 
 
 # ---------------------------------------------------------------- from engines
@@ -163,11 +160,15 @@ def hand_out(core: Core, out: Outbox, work: Work, engine: Engine, now: float) ->
     core.scheduler.update_load(engine)
 
 
-def recall(core: Core, out: Outbox, engine: Engine, works: list[Work]) -> None:
-    """Ask works back from an engine."""
+def recall(out: Outbox, works: list[Work]) -> None:
+    """Ask works back from their engines, each engine once; those that have started there will be refused."""
+    asked: dict[Engine, list[int]] = {}
     for work in works:
+        assert work.engine is not None
         work.move(WorkPhase.RECALLED)
-    out.send(engine.route, m.Withdraw([work.key for work in works]))
+        asked.setdefault(work.engine, []).append(work.key)
+    for engine, keys in asked.items():
+        out.send(engine.route, m.Withdraw(keys))
 
 
 def retry(core: Core, out: Outbox, work: Work) -> None:
@@ -207,18 +208,15 @@ def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
 def drop_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> None:
     """A client is gone. Unless it left politely, what it queued is dropped and what has not started is asked back."""
     client.is_listening = False
-    asked: dict[Engine, list[int]] = {}
+    handed_out: list[Work] = []
     for work in [] if keep_running else list(client.works.values()):
         work.is_aborting = True
         if work.phase is WorkPhase.QUEUED:
             core.scheduler.drop(work)
             _end(core, out, work)
         elif work.phase is WorkPhase.SENT:
-            assert work.engine is not None
-            work.move(WorkPhase.RECALLED)
-            asked.setdefault(work.engine, []).append(work.key)
-    for engine, keys in asked.items():
-        out.send(engine.route, m.Withdraw(keys))
+            handed_out.append(work)
+    recall(out, handed_out)
 
 
 def end_stranded(core: Core, out: Outbox) -> None:

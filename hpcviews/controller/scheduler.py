@@ -280,14 +280,14 @@ class Scheduler:
             return False
         return bool(next(self.tasks_held.iterate_from_highest()).tasks)
 
-    def choose_recall(self, now: float) -> tuple[Engine, list[Work]] | None:
+    def choose_recall(self, now: float) -> list[Work]:
         """Tasks to take back from the engine with most of them that looks stuck, half of what it holds."""
         idle = self.loads.find_lowest()
         if idle is None or idle.load:
-            return None
+            return []
         for engine in self.tasks_held.iterate_from_highest():
             if not engine.tasks:
-                return None
+                return []
             if engine.load < 2 or now - engine.moved_at < RECALL_AFTER_S:
                 continue
             works = []
@@ -302,8 +302,8 @@ class Scheduler:
                 if len(works) >= (engine.load + 1) // 2:
                     break
             if works:
-                return engine, works
-        return None
+                return works
+        return []
 
     # ------------------------------------------------------------ debugging
 
