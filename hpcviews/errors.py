@@ -18,6 +18,7 @@ HpcviewsError
 ├── ProtocolError                    a peer sent what it must not send
 ├── SerializationError (TypeError)   an object cannot be pickled or unpickled
 ├── NoSuchEngine (IndexError, KeyError)
+├── NoSuchRequest (KeyError)         no request of that msg_id is known
 ├── NoEnginesRegistered
 ├── EngineError                      the engine that ran the request died
 ├── TaskAborted                      withdrawn before it started
@@ -142,6 +143,13 @@ class SerializationError(HpcviewsError, TypeError):
 
 class NoSuchEngine(HpcviewsError, IndexError, KeyError):
     """A target that is not an engine of this cluster; the message names those that exist."""
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class NoSuchRequest(HpcviewsError, KeyError):
+    """No request of that msg_id is known: it was never submitted, or its record is not kept any more."""
 
     def __str__(self) -> str:  # KeyError would show the repr
         return str(self.args[0]) if self.args else ""

@@ -249,7 +249,7 @@ class Client(HasTraits):
         Raises:
             TimeoutError: It did not answer.
         """
-        return self._connection.query_status(timeout)
+        return self._connection.ask(m.StatusQuery, m.Status, timeout)
 
     def stop_cluster(self, timeout: float | None = 60) -> None:
         """Stop the cluster, and return when its controller has gone.

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 
@@ -48,6 +48,12 @@ log = logging.getLogger("hpcviews.client.connection")
 PUSHED_NAMES_MAX = 10_000
 """Names remembered as being on the engines. A forgotten name only means that a function that uses it brings the
 client's value along, which the engine's own value overrules."""
+
+
+Answer = m.Status | m.Acknowledged | m.Records | m.QueueStatus
+"""What `Connection.ask` waits for."""
+
+A = TypeVar("A", bound=Answer)
 
 
 class Phase(enum.Enum):
@@ -86,7 +92,7 @@ class Connection:
         self._functions = SentFunctions()
         self.function_cache = FunctionCache()
         self._outgoing = Outgoing()
-        self._queries: dict[int, Future[m.Status]] = {}
+        self._queries: dict[int, Future[Answer]] = {}
         self._callbacks: SimpleQueue[Callable[[], object] | None] | None = None
         hello = m.ClientHello(
             version=hpcviews.__version__,
@@ -192,21 +198,39 @@ class Connection:
             while len(self.pushed_names) > PUSHED_NAMES_MAX:
                 del self.pushed_names[next(iter(self.pushed_names))]
 
-    def query_status(self, timeout_s: float | None) -> m.Status:
-        """Ask the controller what runs."""
-        future: Future[m.Status] = Future()
-        seq = self.reserve(1)  # never in the history: it is no request
-        self._queries[seq] = future
+    def ask(self, make_question: Callable[[Seq], m.Message], kind: type[A], timeout_s: float | None) -> A:
+        """Ask the controller something, and wait for the answer.
+
+        Args:
+            make_question: Makes the message; its answer names the same number.
+            kind: What the answer is.
+            timeout_s: Give up after this many seconds; None waits for ever.
+        Raises:
+            TimeoutError: It did not answer.
+            HpcviewsError: The answer is an error.
+        """
+        future = self.ask_async(make_question)
         try:
-            self.post(None, range(0), [m.StatusQuery(seq)], [])
-            return future.result(timeout_s)
+            answer = future.result(timeout_s)
         except FutureTimeoutError:
             raise TimeoutError(
                 f"the controller of cluster {self.cluster!r} did not answer within {timeout_s:g} s; "
                 "it may be stopped, or very busy"
             ) from None
-        finally:
+        assert isinstance(answer, kind)
+        return answer
+
+    def ask_async(self, make_question: Callable[[Seq], m.Message]) -> Future[Answer]:
+        """As `ask`, without waiting. An answer that is an error is the future's exception."""
+        future: Future[Answer] = Future()
+        seq = self.reserve(1)  # never in the history: it is no request
+        self._queries[seq] = future
+        try:
+            self.post(None, range(0), [make_question(seq)], [])
+        except BaseException:
             self._queries.pop(seq, None)
+            raise
+        return future
 
     def stop_cluster(self, timeout_s: float | None) -> None:
         """Ask the controller to end the cluster, and wait until it has."""
@@ -268,10 +292,8 @@ class Connection:
                 self.registry.on_left(message)
             elif isinstance(message, m.SetChanged):
                 self.registry.on_set(message)
-            elif isinstance(message, m.Status):
-                query = self._queries.get(message.seq)
-                if query is not None and not query.done():
-                    query.set_result(message)
+            elif isinstance(message, Answer):
+                self._on_answer(message)
             elif isinstance(message, m.Welcome):
                 if not self._on_welcome(message):
                     return False
@@ -282,6 +304,16 @@ class Connection:
         if results:
             self.requests.on_results(results, time.time())
         return True
+
+    def _on_answer(self, answer: Answer) -> None:
+        query = self._queries.pop(answer.seq, None)
+        if query is None or not query.set_running_or_notify_cancel():
+            return
+        told = None if isinstance(answer, m.Status) else answer.error
+        if told is None:
+            query.set_result(answer)
+        else:
+            query.set_exception((find_error_class(told.ename) or HpcviewsError)(told.evalue))
 
     def _on_welcome(self, welcome: m.Welcome) -> bool:
         if welcome.generation != self.access.generation:
@@ -330,8 +362,9 @@ class Connection:
 
     def _fail_waiting(self, error: HpcviewsError) -> None:
         self.requests.fail_all(type(error).__name__, str(error), time.time())
-        for query in list(self._queries.values()):
-            if not query.done():
+        while self._queries:
+            _, query = self._queries.popitem()
+            if query.set_running_or_notify_cancel():
                 query.set_exception(error)
 
 

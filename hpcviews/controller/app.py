@@ -45,6 +45,7 @@ class Controller:
             host=socket.gethostname(),
             pid=os.getpid(),
             started=time.time(),
+            started_monotonic=time.monotonic(),
         )
         self.core = Core(identity)
         self.loop = ControllerLoop(self.core, self._keys, services)

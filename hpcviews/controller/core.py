@@ -29,7 +29,14 @@ class Identity:
     host: str
     pid: int
     started: float
+    """Unix time, seconds."""
     endpoints: tuple[str, ...] = ()
+    started_monotonic: float = 0.0
+    """The same moment in the loop's seconds, which the core's events are told in."""
+
+    def render_time(self, now: float) -> float:
+        """The loop's seconds as Unix time."""
+        return self.started + now - self.started_monotonic
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def on_request(core: Core, out: Outbox, client: Client, message: m.Request, fram
         if digest and not core.functions.use(digest):
             _refuse_unknown_function(out, client, seq)
             continue
-        work = Work(client, seq, message.op, digest, message.data, frames, False, None, 0)
+        work = Work(client, seq, message.op, digest, message.data, frames, False, None, 0, message.label, now)
         client.works[seq] = work
         hand_out(core, out, work, engine, now)
 
@@ -49,7 +49,19 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
         _refuse_unknown_function(out, client, message.seq)
         return
     targets = None if message.targets is None else frozenset(map(EngineId, message.targets))
-    work = Work(client, message.seq, message.op, digest, message.data, frames, True, targets, message.retries)
+    work = Work(
+        client,
+        message.seq,
+        message.op,
+        digest,
+        message.data,
+        frames,
+        True,
+        targets,
+        message.retries,
+        message.label,
+        now,
+    )
     client.works[message.seq] = work
     core.scheduler.put(work)
     if core.stopping:
@@ -97,16 +109,10 @@ def on_done(core: Core, out: Outbox, engine: Engine, message: m.Done, frames: Fr
     if message.error is not None and work.is_task and work.retries > 0 and not work.is_aborting:
         retry(core, out, work)
         return
-    client = work.client
-    _end(core, out, work)
-    if client.is_listening:
-        out.send(
-            client.route,
-            m.Result(
-                message.data, message.frames, work.seq, engine.id, message.started, message.completed, message.error
-            ),
-            frames,
-        )
+    result = m.Result(
+        message.data, message.frames, work.seq, engine.id, message.started, message.completed, message.error
+    )
+    _end(core, out, work, result, frames)
 
 
 def on_run_output(core: Core, out: Outbox, engine: Engine, message: m.RunOutput, frames: Frames, now: float) -> None:
@@ -187,9 +193,7 @@ def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
     engine_id = work.engine.id if work.engine is not None and work.phase is not WorkPhase.QUEUED else -1
     if work.phase is WorkPhase.QUEUED:
         core.scheduler.drop(work)
-    _end(core, out, work)
-    if work.client.is_listening:
-        out.send(work.client.route, _failure(work.seq, engine_id, error, text))
+    _end(core, out, work, _failure(work.seq, engine_id, error, text))
 
 
 def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
@@ -212,8 +216,7 @@ def drop_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> 
     for work in [] if keep_running else list(client.works.values()):
         work.is_aborting = True
         if work.phase is WorkPhase.QUEUED:
-            core.scheduler.drop(work)
-            _end(core, out, work)
+            fail(core, out, work, "TaskAborted", "its client is gone")
         elif work.phase is WorkPhase.SENT:
             handed_out.append(work)
     recall(out, handed_out)
@@ -224,17 +227,13 @@ def end_stranded(core: Core, out: Outbox) -> None:
     if any(s.phase.value == "starting" for s in core.sets.values()) and not core.stopping:
         return
     for work in core.scheduler.take_stranded():
-        client, targets = work.client, work.targets
-        _end(core, out, work)
-        if not client.is_listening:
-            continue
-        if targets is None:
-            result = _failure(work.seq, -1, "NoEnginesRegistered", _describe_no_engines(core))
-        elif not targets:
-            result = _failure(work.seq, -1, "NoSuchEngine", "the list of engines that may run this task is empty")
+        if work.targets is None:
+            told = ("NoEnginesRegistered", _describe_no_engines(core))
+        elif not work.targets:
+            told = ("NoSuchEngine", "the list of engines that may run this task is empty")
         else:
-            result = _failure(work.seq, -1, *_describe_missing(core, min(targets)))
-        out.send(client.route, result)
+            told = _describe_missing(core, min(work.targets))
+        _end(core, out, work, _failure(work.seq, -1, *told))
 
 
 def _check_numbers(client: Client, seq: int, count: int) -> None:
@@ -250,11 +249,15 @@ def _queue_again(core: Core, work: Work, in_front: bool) -> None:
     core.scheduler.put(work, in_front)
 
 
-def _end(core: Core, out: Outbox, work: Work) -> None:
+def _end(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames | None = None) -> None:
+    """The one place where a request ends: whoever waits for it is told."""
     work.move(WorkPhase.ENDED)
-    work.client.works.pop(work.seq, None)
+    client = work.client
+    client.works.pop(work.seq, None)
     if work.function:
         core.functions.unuse(out, work.function)
+    if client.is_listening:
+        out.send(client.route, result, frames)
     # An ended task may stay in its queue until its turn comes; its payload must not.
     work.data, work.frames = b"", []
 

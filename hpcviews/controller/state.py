@@ -192,6 +192,9 @@ class Work:
     is_task: bool
     targets: frozenset[EngineId] | None
     retries: int
+    label: str = ""
+    submitted: float = 0.0
+    """When it came, in the loop's monotonic seconds; `Identity.render_time` makes a Unix time of it."""
     phase: WorkPhase = WorkPhase.QUEUED
     engine: Engine | None = None
     key: RunKey = NO_KEY

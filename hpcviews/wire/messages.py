@@ -9,11 +9,11 @@ Direction is written in each docstring: C client, K controller, E engine.
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Any, Union
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a message changes in a way that the other side must know. Checked on every header."""
 
 
@@ -92,6 +92,29 @@ class ErrorInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
     host: str = ""
     pid: int = 0
     method: str = ""
+
+
+class DependencyInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Requests, of any client and any queue, that a task depends on."""
+
+    msg_ids: list[str]
+    all: bool
+    """True: on all of them; False: on any one of them."""
+    success: bool
+    """One that ended well satisfies it."""
+    failure: bool
+    """One that failed satisfies it."""
+
+
+class Conditions(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a task waits for beside a free engine."""
+
+    after: DependencyInfo | None = None
+    """Run only after these have ended."""
+    follow: DependencyInfo | None = None
+    """Run only on an engine where these ran."""
+    timeout_s: float = 0.0
+    """Longest time until it is handed to an engine; 0: no limit."""
 
 
 # ---------------------------------------------------------------- finding each other
@@ -208,6 +231,8 @@ class Request(Carrier, tag="q", array_like=True, frozen=True, gc=False):
     """What to do: a name in engine/operations.py. The controller does not read it."""
     function: bytes
     """Digest of a Function sent before, b"" for operations without one."""
+    label: str = ""
+    """The user's own word for it."""
 
 
 class Task(Carrier, tag="t", array_like=True, frozen=True, gc=False):
@@ -220,6 +245,9 @@ class Task(Carrier, tag="t", array_like=True, frozen=True, gc=False):
     """Engines that may run it; None: any."""
     retries: int
     """How often it may be tried again after a failure or the loss of its engine."""
+    label: str = ""
+    conditions: Conditions | None = None
+    """None for the many tasks that have none: they must stay short."""
 
 
 class Run(Carrier, tag="r", array_like=True, frozen=True, gc=False):
@@ -266,6 +294,25 @@ class Output(Message, tag="o", array_like=True, frozen=True, gc=False):
     text: str
 
 
+class RunPublished(Carrier, tag="rp", array_like=True, frozen=True, gc=False):
+    """E→K: something beside text that user code showed while attempt `key` ran; before its Done.
+
+    Payload, by `kind`: "display", a dict with the keys data and metadata (MIME types to contents) and transient;
+    "data", a dict that user code published.
+    """
+
+    key: int
+    kind: str
+
+
+class Published(Carrier, tag="p", array_like=True, frozen=True, gc=False):
+    """K→C: the same, for request `seq`."""
+
+    seq: int
+    engine: int
+    kind: str
+
+
 # ---------------------------------------------------------------- taking back
 
 
@@ -286,6 +333,148 @@ class Withdrawn(Message, tag="W", array_like=True, frozen=True, gc=False):
 
     keys: list[int]
     refused: list[int]
+
+
+# ---------------------------------------------------------------- interrupting and ending engines
+
+
+class Acknowledged(Message, tag="ok", array_like=True, frozen=True, gc=False):
+    """K→C: what `seq` asked for is done, or why it is not."""
+
+    seq: int
+    error: ErrorInfo | None = None
+
+
+class SignalEngines(Message, tag="sig", array_like=True, frozen=True, gc=False):
+    """C→K: send a signal to these engines' processes. Answer: Acknowledged, when it has left for all of them."""
+
+    seq: int
+    targets: list[int]
+    signum: int
+
+
+class EngineSignal(Message, tag="sig-engine", array_like=True, frozen=True, gc=False):
+    """K→E: send this signal to yourself."""
+
+    signum: int
+
+
+class InterruptRequests(Message, tag="int", array_like=True, frozen=True, gc=False):
+    """C→K: raise KeyboardInterrupt in these requests where they run; abort them where they have not started."""
+
+    seqs: list[int]
+
+
+class InterruptRuns(Message, tag="int-engine", array_like=True, frozen=True, gc=False):
+    """K→E: raise KeyboardInterrupt in user code if it is running one of these attempts."""
+
+    keys: list[int]
+
+
+class EndEngines(Message, tag="end", array_like=True, frozen=True, gc=False):
+    """C→K: end these engines. Answer: Acknowledged, when they are gone ("restart": and others are being started).
+
+    `how`: "stop" asks them to, "kill" does not, "restart" stops them and has their launcher start others with
+    their ids.
+    """
+
+    seq: int
+    targets: list[int]
+    how: str
+
+
+# ---------------------------------------------------------------- what has been asked before
+
+
+class Follow(Message, tag="follow", array_like=True, frozen=True, gc=False):
+    """C→K: give us the results of these requests, of any client, as if they were our requests seq, seq + 1, …
+
+    Each is answered by Followed, its output and its Result, at once if it has ended, else when it ends; or by a
+    Result with the error NoSuchRequest.
+    """
+
+    seq: int
+    msg_ids: list[str]
+
+
+class Followed(Message, tag="followed", array_like=True, frozen=True, gc=False):
+    """K→C: what request `seq` of a Follow is."""
+
+    seq: int
+    submitted: float
+    label: str
+
+
+class Resubmit(Message, tag="again", array_like=True, frozen=True, gc=False):
+    """C→K: run these requests once more, as tasks numbered seq, seq + 1, …
+
+    Those that are not known any more, or whose payload was too big to keep, end with NoSuchRequest.
+    """
+
+    seq: int
+    msg_ids: list[str]
+
+
+class Purge(Message, tag="purge", array_like=True, frozen=True, gc=False):
+    """C→K: forget the records of finished requests: these, or all (None), and those that ran on these engines.
+
+    Answer: Acknowledged; with an error if one of them is unfinished, and then nothing was forgotten.
+    """
+
+    seq: int
+    msg_ids: list[str] | None
+    engines: list[int]
+
+
+class RecordQuery(Message, tag="db?", array_like=True, frozen=True, gc=False):
+    """C→K: the records of requests, finished or not, that match a query; see controller/record_query.py."""
+
+    seq: int
+    query: dict[str, Any]
+    keys: list[str] | None
+    """Which fields of each record; None: all of them. msg_id is always there."""
+
+
+class Records(Message, tag="db", array_like=True, frozen=True, gc=False):
+    """K→C: answer to RecordQuery, in the order the requests were submitted. Times are Unix times in seconds."""
+
+    seq: int
+    records: list[dict[str, Any]]
+    error: ErrorInfo | None = None
+
+
+class QueueQuery(Message, tag="queue?", array_like=True, frozen=True, gc=False):
+    """C→K: what waits where?"""
+
+    seq: int
+    targets: list[int]
+    verbose: bool
+
+
+class EngineQueue(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An engine in a QueueStatus: numbers, and with `verbose` the msg_ids."""
+
+    id: int
+    queue: int
+    """Requests for this engine that have not been answered."""
+    completed: int
+    tasks: int
+    """Tasks of the scheduler it holds."""
+    queue_ids: list[str]
+    completed_ids: list[str]
+    """Those of which the controller still has a record."""
+    task_ids: list[str]
+
+
+class QueueStatus(Message, tag="queue", array_like=True, frozen=True, gc=False):
+    """K→C: answer to QueueQuery."""
+
+    seq: int
+    engines: list[EngineQueue]
+    unassigned: int
+    """Tasks that wait for an engine or for other requests."""
+    unassigned_ids: list[str]
+    error: ErrorInfo | None = None
 
 
 # ---------------------------------------------------------------- the cluster itself
@@ -351,14 +540,45 @@ ToController = Union[  # noqa: UP007 - msgspec wants a Union it can read on Pyth
     Task,
     Done,
     RunOutput,
+    RunPublished,
     Abort,
     Withdrawn,
+    SignalEngines,
+    InterruptRequests,
+    EndEngines,
+    Follow,
+    Resubmit,
+    Purge,
+    RecordQuery,
+    QueueQuery,
     StatusQuery,
     StopCluster,
 ]
 ToClient = Union[  # noqa: UP007
-    ProbeReply, Refused, Welcome, EnginesJoined, EnginesLeft, SetChanged, Result, Output, Status
+    ProbeReply,
+    Refused,
+    Welcome,
+    EnginesJoined,
+    EnginesLeft,
+    SetChanged,
+    Result,
+    Output,
+    Published,
+    Acknowledged,
+    Followed,
+    Records,
+    QueueStatus,
+    Status,
 ]
 ToEngine = Union[  # noqa: UP007
-    ProbeReply, Refused, EngineWelcome, Function, ForgetFunction, Run, Withdraw, EngineStop
+    ProbeReply,
+    Refused,
+    EngineWelcome,
+    Function,
+    ForgetFunction,
+    Run,
+    Withdraw,
+    EngineSignal,
+    InterruptRuns,
+    EngineStop,
 ]
