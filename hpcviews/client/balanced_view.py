@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from traitlets import TraitError, validate
 
 from hpcviews.client import maps
+from hpcviews.client.call import Call
 from hpcviews.client.flags import IntFlag
 from hpcviews.client.functions import PickledFunction
 from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.outgoing import ALONE_BYTES_MIN
 from hpcviews.client.results import AsyncResult
+from hpcviews.client.slots import Slots
 from hpcviews.client.targets import parse_targets
 from hpcviews.client.view import View, get_call_name, merge_trackers
 from hpcviews.errors import SerializationError, UsageError
@@ -73,21 +75,16 @@ class LoadBalancedView(View):
         function = self._pickle_function(f, track)
         payload = self._dumps((args, kwargs), track)
         first = self._connection.reserve(1)
-        call = AsyncResult(
-            self.client,
-            get_call_name(f),
-            first,
-            1,
-            targets=None,
-            is_single=True,
-            tracker=merge_trackers([payload, function.payload]),
+        call = Call(self.client, get_call_name(f), first, 1)
+        result = AsyncResult(
+            Slots.of_call(call), targets=None, is_single=True, tracker=merge_trackers([payload, function.payload])
         )
         task = m.Task(payload.data, len(payload.frames), first, "apply", function.digest, targets, self.retries)
         seqs = range(first, first + 1)
         self._connection.post(call, seqs, [task], payload.frames, function)
-        self._record(call, seqs)
+        self._record(result, seqs)
         del args, kwargs, payload, function
-        return self._finish(call, block)
+        return self._finish(result, block)
 
     def map(
         self,
@@ -127,23 +124,18 @@ class LoadBalancedView(View):
             ready = [list(seq[:count]) if type(seq) is range else seq for seq in ready]
         bounds = maps.chunk_bounds(count, chunksize)
         function = self._pickle_function(f, is_tracked)
-        call = AsyncMapResult(
-            self.client,
-            get_call_name(f),
-            self._connection.reserve(len(bounds)),
-            [stop - start for start, stop in bounds],
-            len(bounds),
-            targets=None,
-            is_ordered=ordered,
-            return_exceptions=return_exceptions,
-        )
-        self._post_tasks(call, ready, bounds, function, targets, return_exceptions, is_tracked)
+        first = self._connection.reserve(len(bounds))
+        call = Call(self.client, get_call_name(f), first, len(bounds), keep_arrivals=not ordered)
+        sizes = [stop - start for start, stop in bounds]
+        result = AsyncMapResult(call, sizes, targets=None, return_exceptions=return_exceptions)
+        self._post_tasks(call, result, ready, bounds, function, targets, return_exceptions, is_tracked)
         del ready, sequences, function
-        return self._finish(call, self.block if block is None else block)
+        return self._finish(result, self.block if block is None else block)
 
     def _post_tasks(
         self,
-        call: AsyncMapResult,
+        call: Call,
+        result: AsyncMapResult,
         sequences: list[Any],
         bounds: list[tuple[int, int]],
         function: PickledFunction,
@@ -174,15 +166,21 @@ class LoadBalancedView(View):
                 if track:
                     tracked.append(payload)
             if len(messages) >= PIECE_TASKS or size >= ALONE_BYTES_MIN:
-                self._post_piece(call, range(done, seq), messages, frames, function)
+                self._post_piece(call, result, range(done, seq), messages, frames, function)
                 done, messages, frames, size = seq, [], [], 0
         if messages:
-            self._post_piece(call, range(done, seq), messages, frames, function)
+            self._post_piece(call, result, range(done, seq), messages, frames, function)
         if track:
-            call.set_tracker(merge_trackers(tracked))
+            result.set_tracker(merge_trackers(tracked))
 
     def _post_piece(
-        self, call: AsyncMapResult, seqs: range, messages: list[m.Message], frames: list[Any], function: PickledFunction
+        self,
+        call: Call,
+        result: AsyncMapResult,
+        seqs: range,
+        messages: list[m.Message],
+        frames: list[Any],
+        function: PickledFunction,
     ) -> None:
         self._connection.post(call, seqs, messages, frames, function)
-        self._record(call, seqs)
+        self._record(result, seqs)

@@ -17,7 +17,8 @@ from hpcviews.client.connection import Connection
 from hpcviews.client.direct_view import DirectView
 from hpcviews.client.history import History
 from hpcviews.client.results import AsyncResult
-from hpcviews.ids import EngineId, MsgId, Seq, Session, parse_msg_id, render_msg_id
+from hpcviews.client.slots import withdraw
+from hpcviews.ids import EngineId, MsgId, Session, parse_msg_id
 from hpcviews.records import find_access
 from hpcviews.wire import messages as m
 
@@ -150,8 +151,7 @@ class Client(HasTraits):
     @property
     def outstanding(self) -> set[MsgId]:
         """msg_ids of the requests that have not ended."""
-        session = self.session
-        return {render_msg_id(session, Seq(seq)) for seq in self._connection.requests.get_outstanding()}
+        return self._connection.requests.get_outstanding()
 
     def wait(self, jobs: Any = None, timeout: float | None = -1) -> bool:
         """Wait for requests.
@@ -164,7 +164,7 @@ class Client(HasTraits):
             Whether they have ended.
         """
         if jobs is None:
-            jobs = list(self._get_outstanding_calls())
+            jobs = self._get_outstanding_calls()
         return self._wait_for(jobs, self.history, timeout)
 
     def abort(self, jobs: Any = None) -> None:
@@ -174,7 +174,7 @@ class Client(HasTraits):
             jobs: None: everything outstanding; or as for `wait`.
         """
         if jobs is None:
-            jobs = list(self._get_outstanding_calls())
+            jobs = self._get_outstanding_calls()
         self._abort(jobs, self.history)
 
     def get_result(self, index_or_msg_id: Any = None) -> AsyncResult:
@@ -187,9 +187,9 @@ class Client(HasTraits):
         """
         return self._find_result(-1 if index_or_msg_id is None else index_or_msg_id, self.history)
 
-    def _get_outstanding_calls(self) -> set[Any]:
-        requests = self._connection.requests
-        return {call for seq in requests.get_outstanding() if (call := requests.find(seq)) is not None}
+    def _get_outstanding_calls(self) -> list[AsyncResult]:
+        waiting = self._connection.requests.get_outstanding_calls()
+        return [result for call in waiting if (result := self._calls.get(call.first)) is not None]
 
     def _remember(self, call: AsyncResult) -> None:
         self._calls[call.first] = call
@@ -204,7 +204,7 @@ class Client(HasTraits):
         session, seq = parse_msg_id(msg_id)
         if session == self.session:
             for call in list(self._calls.values()):
-                if call.first <= seq < call.first + call.get_request_count():
+                if call.first <= seq < call.first + len(call.slots):
                     return call
         raise KeyError(
             f"the result of {msg_id} is not here any more; results live as long as their AsyncResult, so keep it"
@@ -232,14 +232,12 @@ class Client(HasTraits):
         return not wait_for_futures(futures, timeout_s).not_done
 
     def _abort(self, jobs: Any, history: History) -> None:
-        seqs = [
-            seq
+        withdraw(
+            request
             for future in self._iterate_futures(jobs, history)
             if isinstance(future, AsyncResult)
-            for seq in future.get_unfinished_seqs()
-        ]
-        if seqs:
-            self._connection.post(None, range(0), [m.Abort(seqs)], [])
+            for request in future.slots.get_unfinished()
+        )
 
     # ------------------------------------------------------------ the cluster
 

@@ -22,12 +22,13 @@ from typing import Any, TypeVar
 import zmq
 
 import hpcviews
+from hpcviews.client.call import Call
 from hpcviews.client.function_cache import FunctionCache
 from hpcviews.client.functions import PickledFunction, SentFunctions
 from hpcviews.client.loop import Loop
-from hpcviews.client.outgoing import Outgoing, Parcel
+from hpcviews.client.outgoing import Frames, Outgoing, Parcel
 from hpcviews.client.registry import Registry
-from hpcviews.client.requests import Call, Frames, Requests
+from hpcviews.client.requests import Requests
 from hpcviews.errors import (
     AccessRefused,
     ControllerLost,
@@ -37,7 +38,7 @@ from hpcviews.errors import (
     UsageError,
     find_error_class,
 )
-from hpcviews.ids import Seq, make_session
+from hpcviews.ids import MsgId, Seq, make_session
 from hpcviews.wire import messages as m
 from hpcviews.wire.access import Access, get_python_version
 from hpcviews.wire.codec import client_decoder, encode
@@ -49,6 +50,9 @@ PUSHED_NAMES_MAX = 10_000
 """Names remembered as being on the engines. A forgotten name only means that a function that uses it brings the
 client's value along, which the engine's own value overrules."""
 
+
+UNSEEN_REPORTED_MAX = 20
+"""Failures of dropped calls that a client logs; a loop that drops them all must not fill the log."""
 
 Answer = m.Status | m.Acknowledged | m.Records | m.QueueStatus
 """What `Connection.ask` waits for."""
@@ -93,6 +97,7 @@ class Connection:
         self.function_cache = FunctionCache()
         self._outgoing = Outgoing()
         self._queries: dict[int, Future[Answer]] = {}
+        self._unseen_reported = 0
         self._callbacks: SimpleQueue[Callable[[], object] | None] | None = None
         hello = m.ClientHello(
             version=hpcviews.__version__,
@@ -257,6 +262,23 @@ class Connection:
                 ).start()
             self._callbacks.put(callback)
 
+    def report_unseen(self, name: str, msg_id: MsgId, result: m.Result) -> None:
+        """Log that a request failed whose result was dropped before anybody looked at it.
+
+        Called by the garbage collector in any thread, so it only hands on: a log handler is user code.
+        """
+        with self._lock:
+            if self._phase is Phase.CLOSED or self._unseen_reported >= UNSEEN_REPORTED_MAX or result.error is None:
+                return
+            self._unseen_reported += 1
+            count = self._unseen_reported
+        error = result.error
+        text = f"{name} failed on engine {result.engine} ({msg_id}), and nobody looked at its result: "
+        text += error.traceback.rstrip() or f"{error.ename}: {error.evalue}"
+        if count == UNSEEN_REPORTED_MAX:
+            text += f"\nThis is the {count}th of this client; it logs no more of them."
+        self.run_callback(lambda: log.warning("%s", text))
+
     def ask_to_close(self) -> None:
         """Begin to close, without waiting. Again is fine; in a forked child it does nothing."""
         if os.getpid() != self._pid:
@@ -286,6 +308,8 @@ class Connection:
                 results.append((message, own))
             elif isinstance(message, m.Output):
                 self.requests.on_output(message)
+            elif isinstance(message, m.Followed):
+                self.requests.on_followed(message)
             elif isinstance(message, m.EnginesJoined):
                 self.registry.on_joined(message)
             elif isinstance(message, m.EnginesLeft):
@@ -353,10 +377,11 @@ class Connection:
         with self._lock:
             self._phase, self._why = Phase.CLOSED, error
             self._outgoing.clear()
-            callbacks = self._callbacks
         self.registry.on_end(error)
         self._fail_waiting(error)
         self._gone.set()
+        with self._lock:
+            callbacks = self._callbacks  # only now: ending what waited may have been the first to need it
         if callbacks is not None:
             callbacks.put(None)
 

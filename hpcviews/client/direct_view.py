@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpcviews.client import maps
+from hpcviews.client.call import Call, Decode
 from hpcviews.client.functions import PickledFunction
 from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.replies import ExecuteReply
-from hpcviews.client.results import AsyncResult, Decode
+from hpcviews.client.results import AsyncResult
+from hpcviews.client.slots import Slots
 from hpcviews.client.targets import Targets, freeze_targets, parse_targets
 from hpcviews.client.view import View, get_call_name, merge_trackers
 from hpcviews.wire import messages as m
@@ -59,21 +61,21 @@ class DirectView(View):
         count = len(targets.ids)
         first = self._connection.reserve(count)
         tracker = merge_trackers([payload, function.payload] if function is not None else [payload])
-        call = AsyncResult(
-            self.client,
-            name,
-            first,
-            count,
-            targets=_render_targets(targets),
-            is_single=targets.is_single,
-            decode=decode,
-            tracker=tracker,
+        call = Call(self.client, name, first, count, decode=decode)
+        result = AsyncResult(
+            Slots.of_call(call), targets=_render_targets(targets), is_single=targets.is_single, tracker=tracker
         )
-        self._post_to_all(call, op, payload, targets, function)
-        return call
+        self._post_to_all(call, result, op, payload, targets, function)
+        return result
 
     def _post_to_all(
-        self, call: AsyncResult, op: str, payload: Payload, targets: Targets, function: PickledFunction | None = None
+        self,
+        call: Call,
+        result: AsyncResult,
+        op: str,
+        payload: Payload,
+        targets: Targets,
+        function: PickledFunction | None = None,
     ) -> None:
         if not targets.ids:
             return
@@ -87,11 +89,12 @@ class DirectView(View):
             function.digest if function is not None else b"",
         )
         self._connection.post(call, seqs, [request], payload.frames, function)
-        self._record(call, seqs)
+        self._record(result, seqs)
 
     def _post_to_each(
         self,
-        call: AsyncResult,
+        call: Call,
+        result: AsyncResult,
         op: str,
         payloads: list[Payload],
         targets: Targets,
@@ -108,7 +111,7 @@ class DirectView(View):
         ]
         frames = [frame for payload in payloads for frame in payload.frames]
         self._connection.post(call, seqs, messages, frames, function)
-        self._record(call, seqs)
+        self._record(result, seqs)
 
     def _get_block(self, block: bool | None) -> bool:
         return self.block if block is None else block
@@ -123,9 +126,9 @@ class DirectView(View):
         track = self.track
         function = self._pickle_function(f, track)
         payload = self._dumps((args, kwargs), track)
-        call = self._send("apply", payload, targets, get_call_name(f), function)
+        result = self._send("apply", payload, targets, get_call_name(f), function)
         del args, kwargs, payload, function
-        return self._finish(call, block)
+        return self._finish(result, block)
 
     def execute(self, code: str, silent: bool = True, targets: Any = None, block: bool | None = None) -> AsyncResult:
         """Execute source text in the namespaces of the engines.
@@ -144,9 +147,9 @@ class DirectView(View):
         if not isinstance(code, str):
             raise TypeError(f"code must be text, not {type(code)}")
         payload = self._dumps((code, silent, filename))
-        call = self._send("execute", payload, self._resolve(targets), "execute", decode=ExecuteReply.decode)
-        self._finish(call, self._get_block(block))
-        return call
+        result = self._send("execute", payload, self._resolve(targets), "execute", decode=ExecuteReply.decode)
+        self._finish(result, self._get_block(block))
+        return result
 
     def run(self, filename: str | os.PathLike[str], targets: Any = None, block: bool | None = None) -> AsyncResult:
         """Execute a file of this side in the namespaces of the engines; see `execute`.
@@ -161,8 +164,8 @@ class DirectView(View):
 
     def clear(self, targets: Any = None, block: bool | None = None) -> Any:
         """Clear the namespaces of the engines, in order with their other requests."""
-        call = self._send("clear", self._dumps(None), self._resolve(targets), "clear")
-        return self._finish(call, self._get_block(block))
+        result = self._send("clear", self._dumps(None), self._resolve(targets), "clear")
+        return self._finish(result, self._get_block(block))
 
     # ------------------------------------------------------------ namespaces
 
@@ -184,10 +187,10 @@ class DirectView(View):
             raise TypeError(f"Must be a dict, not {type(ns)}")
         _check_names(ns)
         payload = self._dumps(dict(ns), self._get_track(track))
-        call = self._send("push", payload, self._resolve(targets), "push")
+        result = self._send("push", payload, self._resolve(targets), "push")
         self._connection.remember_pushed([name for name in ns if name.isidentifier()])
         del payload, ns
-        return self._finish(call, self._get_block(block))
+        return self._finish(result, self._get_block(block))
 
     def update(self, ns: Mapping[str, Any]) -> Any:
         """As `push(ns)`: with ``block=False`` leave arrays alone until they are sent."""
@@ -214,8 +217,8 @@ class DirectView(View):
             _check_names(wanted)
         else:
             raise TypeError(f"names must be strs, not {names!r}")
-        call = self._send("pull", self._dumps((wanted, single)), self._resolve(targets), "pull")
-        return self._finish(call, self._get_block(block))
+        result = self._send("pull", self._dumps((wanted, single)), self._resolve(targets), "pull")
+        return self._finish(result, self._get_block(block))
 
     def get(self, key_s: str | Iterable[str]) -> Any:
         """As `pull` with ``block=True``."""
@@ -258,22 +261,17 @@ class DirectView(View):
             parts = maps.flatten_parts(parts)
         payloads = [self._dumps({key: part}, is_tracked) for part in parts]
         del parts, seq
-        call = AsyncResult(
-            self.client,
-            "scatter",
-            self._connection.reserve(len(payloads)),
-            len(payloads),
-            targets=list(chosen.ids),
-            is_single=False,
-            tracker=merge_trackers(payloads),
+        call = Call(self.client, "scatter", self._connection.reserve(len(payloads)), len(payloads))
+        result = AsyncResult(
+            Slots.of_call(call), targets=list(chosen.ids), is_single=False, tracker=merge_trackers(payloads)
         )
-        self._post_to_each(call, "push", payloads, chosen)
+        self._post_to_each(call, result, "push", payloads, chosen)
         del payloads
         if key.isidentifier():
             self._connection.remember_pushed([key])
         if not self._get_block(block):
-            return call
-        self._finish(call, True)
+            return result
+        self._finish(result, True)
         return None
 
     def gather(self, key: str, dist: str = "b", targets: Any = None, block: bool | None = None) -> Any:
@@ -291,18 +289,10 @@ class DirectView(View):
         maps.check_dist(dist)
         chosen = self._resolve(targets)
         count = len(chosen.ids)
-        call = AsyncMapResult(
-            self.client,
-            "gather",
-            self._connection.reserve(count),
-            None,
-            count,
-            targets=list(chosen.ids),
-            dist=dist,
-            is_map=False,
-        )
-        self._post_to_all(call, "pull", self._dumps(([key], True)), chosen)
-        return self._finish(call, self._get_block(block))
+        call = Call(self.client, "gather", self._connection.reserve(count), count)
+        result = AsyncMapResult(call, None, targets=list(chosen.ids), dist=dist, is_map=False)
+        self._post_to_all(call, result, "pull", self._dumps(([key], True)), chosen)
+        return self._finish(result, self._get_block(block))
 
     def map(
         self,
@@ -333,19 +323,17 @@ class DirectView(View):
         payloads = [
             self._dumps(([seq[start:stop] for seq in ready], return_exceptions), is_tracked) for start, stop in bounds
         ]
-        call = AsyncMapResult(
-            self.client,
-            get_call_name(f),
-            self._connection.reserve(len(payloads)),
+        call = Call(self.client, get_call_name(f), self._connection.reserve(len(payloads)), len(payloads))
+        result = AsyncMapResult(
+            call,
             [stop - start for start, stop in bounds],
-            len(payloads),
             targets=list(chosen.ids[: len(payloads)]),
             return_exceptions=return_exceptions,
             tracker=merge_trackers([*payloads, function.payload]),
         )
-        self._post_to_each(call, "map", payloads, chosen, function)
+        self._post_to_each(call, result, "map", payloads, chosen, function)
         del payloads, ready, sequences, function
-        return self._finish(call, self._get_block(block))
+        return self._finish(result, self._get_block(block))
 
 
 def _render_targets(targets: Targets) -> int | list[int]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hpcviews.client import maps
 from hpcviews.client.outcomes import UNREAD, Failure
-from hpcviews.client.requests import Frames
 from hpcviews.client.results import AsyncResult
-from hpcviews.ids import Seq
-from hpcviews.wire import messages as m
+from hpcviews.client.slots import Slots
+from hpcviews.errors import UsageError
 
 if TYPE_CHECKING:
     import zmq
 
-    from hpcviews.client.client import Client
+    from hpcviews.client.call import Call
 
 
 class AsyncMapResult(AsyncResult):
@@ -28,56 +26,60 @@ class AsyncMapResult(AsyncResult):
 
     def __init__(
         self,
-        client: Client,
-        name: str,
-        first: Seq,
+        call: Call,
         sizes: list[int] | None,
-        count: int,
         *,
         targets: Any,
         dist: str = "b",
         is_map: bool = True,
-        is_ordered: bool = True,
         return_exceptions: bool = False,
         tracker: zmq.MessageTracker | None = None,
     ):
+        """Look at a call whose every request gives a chunk.
+
+        Args:
+            call: It; iterated in the order of arrival if it keeps that.
+            sizes: Items of each chunk; None: not known before they come.
+            targets: As for AsyncResult.
+            dist: How the chunks were cut.
+            is_map: Chunks are lists of results of single items; else parts of a sequence, which make sense together.
+            return_exceptions: Errors in place of results.
+            tracker: Of the buffers that are sent.
+        """
+        self._call = call
         self._sizes = sizes
-        """Items of each chunk; None: not known before they come."""
         self._dist = dist
         self._is_map = is_map
-        self._arrived: list[int] | None = None if is_ordered else []
         self._joined: Any = UNREAD
         super().__init__(
-            client,
-            name,
-            first,
-            count,
+            Slots.of_call(call),
             targets=targets,
             is_single=False,
             return_exceptions=return_exceptions,
             tracker=tracker,
         )
 
-    def on_result(self, index: int, result: m.Result, frames: Frames, received: float) -> None:
-        """A chunk is done."""
-        super().on_result(index, result, frames, received)
-        if self._arrived is not None:
-            self._arrived.append(index)
-
     def _collect(self, return_exceptions: bool) -> tuple[Any, BaseException | None]:
-        with self._reading:
-            if self._joined is not UNREAD:
-                return self._joined, None
-            outcomes = [self._read(i) for i in range(self._count)]
-            errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
-            if errors and not return_exceptions:
-                return None, self._combine(errors)
-            if errors or self._is_map:
-                return maps.join_lists([self._spread(i, outcome) for i, outcome in enumerate(outcomes)]), None
-            self._joined = maps.join(outcomes, self._dist)
-            # Only for a gather, whose parts are the bulk: one copy of them is enough.
-            self._values = []
+        if self._joined is not UNREAD:
             return self._joined, None
+        call = self._call
+        outcomes = [call.read(index) for index in range(call.count)]
+        errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
+        if self._joined is not UNREAD:
+            return self._joined, None  # another thread was faster, and what we read was let go meanwhile
+        if errors and not return_exceptions:
+            return None, self._combine(errors)
+        if errors or self._is_map:
+            return maps.join_lists([self._spread(index, outcome) for index, outcome in enumerate(outcomes)]), None
+        return self._join_parts(outcomes), None
+
+    def _join_parts(self, parts: list[Any]) -> Any:
+        self._joined = maps.join(parts, self._dist)
+        if self._children is None:
+            # Parts of a gather may be most of the memory: one copy of them is enough.
+            why = "the parts of this gather have been joined and freed; call split() before get() to keep them"
+            self._call.let_go(UsageError(why))
+        return self._joined
 
     def _spread(self, index: int, outcome: Any) -> Any:
         """The items of a chunk; of a failed one, its error once per item."""
@@ -88,30 +90,29 @@ class AsyncMapResult(AsyncResult):
     def __len__(self) -> int:
         if self._is_map and self._sizes is not None:
             return sum(self._sizes)
-        return self._count
+        return self._call.count
 
     @property
     def progress(self) -> int:
         """How many of `len(self)` items are done; those of a chunk all at once."""
         if not self._is_map or self._sizes is None:
             return super().progress
-        return sum(size for size, result in zip(self._sizes, self._results, strict=True) if result is not None)
+        return sum(size for index, size in enumerate(self._sizes) if self._call.has_ended(index))
 
-    def _iterate(self) -> Iterator[Any]:
+    def _has_turn(self, turn: int) -> bool:
         if not self._is_map:
-            # Parts of a gather make a sequence only together.
-            yield from self.get()
-            return
-        for turn in range(self._count):
-            index = turn
-            if self._arrived is None:
-                self._wait_for(turn)
-            else:
-                arrived = self._arrived
-                if len(arrived) <= turn:
-                    self._wait_until(lambda: len(arrived) > turn)  # noqa: B023 - called before turn changes
-                index = arrived[turn]
-            outcome = self._read(index)
-            if isinstance(outcome, Failure) and not self._return_exceptions:
-                raise copy.copy(self._combine([outcome.error]))
-            yield from self._spread(index, outcome)
+            return self.done()
+        arrivals = self._call.arrivals
+        return super()._has_turn(turn) if arrivals is None else len(arrivals) > turn
+
+    def _take_turn(self, turn: int) -> Any:
+        if not self._is_map:
+            # Parts of a gather make a sequence only together: the first turn gives all of it.
+            return self.get() if turn == 0 else ()
+        self._check_not_cancelled()
+        arrivals = self._call.arrivals
+        index = turn if arrivals is None else arrivals[turn]
+        outcome = self._call.read(index)
+        if isinstance(outcome, Failure) and not self._return_exceptions:
+            raise copy.copy(self._combine([outcome.error]))
+        return self._spread(index, outcome)

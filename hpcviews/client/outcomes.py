@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcviews.client.requests import Frames
+from hpcviews.client.outgoing import Frames
 from hpcviews.errors import EngineInfoDict, RemoteError, SerializationError, find_error_class
 from hpcviews.wire import messages as m
 from hpcviews.wire.payload import loads

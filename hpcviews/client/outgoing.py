@@ -9,6 +9,8 @@ import zmq
 
 from hpcviews.wire import messages as m
 
+Frames = list[zmq.Frame]
+
 MESSAGES_MAX = 2_000
 """Messages in one zmq message: the controller handles it in one turn, and a turn must stay short."""
 
@@ -23,7 +25,7 @@ class Parcel(NamedTuple):
     """Messages, and all their payload frames in order. Never divided between two zmq messages."""
 
     messages: list[m.Message]
-    frames: list[zmq.Frame]
+    frames: Frames
 
 
 class Outgoing:
@@ -62,7 +64,7 @@ class Outgoing:
         return Parcel(messages, frames)
 
 
-def _is_big(frames: list[zmq.Frame]) -> bool:
+def _is_big(frames: Frames) -> bool:
     return bool(frames) and sum(map(len, frames)) >= ALONE_BYTES_MIN
 
 

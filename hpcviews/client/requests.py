@@ -7,31 +7,12 @@ waits for the other.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
-import zmq
-
+from hpcviews.client.call import Call
 from hpcviews.client.history import History
-from hpcviews.ids import Seq, Session
+from hpcviews.client.outgoing import Frames
+from hpcviews.ids import MsgId, Seq, Session
 from hpcviews.wire import messages as m
-
-Frames = list[zmq.Frame]
-
-
-class Call(Protocol):
-    """One call of a view, which waits for the results of consecutive requests."""
-
-    first: Seq
-    """Number of its first request."""
-
-    def on_result(self, index: int, result: m.Result, frames: Frames, received: float) -> None:
-        """Request `first + index` ended."""
-
-    def on_output(self, index: int, engine: int, stream: str, text: str) -> None:
-        """It wrote text."""
-
-    def on_batch_end(self) -> None:
-        """All results that came together have been handed over: tell who waits."""
 
 
 class Requests:
@@ -52,7 +33,8 @@ class Requests:
     def open(self, call: Call, seqs: range) -> None:
         """These requests of `call` are being sent; the caller holds the connection's lock."""
         self._table.update(dict.fromkeys(seqs, call))
-        self.history.add(seqs)
+        if not call.is_foreign:
+            self.history.add(seqs)
 
     def drop(self, seqs: range) -> None:
         """Nobody waits for these any more."""
@@ -63,9 +45,14 @@ class Requests:
         """The call that waits for this request."""
         return self._table.get(seq)
 
-    def get_outstanding(self) -> list[int]:
-        """Numbers of the requests that have not ended."""
-        return list(self._table)
+    def get_outstanding(self) -> set[MsgId]:
+        """msg_ids of the requests of this client that have not ended."""
+        own = [(seq, call) for seq, call in list(self._table.items()) if not call.is_foreign]
+        return {call.get_msg_id(seq - call.first) for seq, call in own}
+
+    def get_outstanding_calls(self) -> set[Call]:
+        """Their calls."""
+        return {call for call in list(self._table.values()) if not call.is_foreign}
 
     def on_results(self, results: Iterable[tuple[m.Result, Frames]], received: float) -> None:
         """Results came. Those nobody waits for (of a time before a reconnect) are dropped."""
@@ -85,8 +72,14 @@ class Requests:
         if call is not None:
             call.on_output(output.seq - call.first, output.engine, output.stream, output.text)
 
+    def on_followed(self, followed: m.Followed) -> None:
+        """What a request of others is."""
+        call = self._table.get(followed.seq)
+        if call is not None:
+            call.on_followed(followed.seq - call.first, followed)
+
     def fail_all(self, error: str, text: str, received: float) -> None:
         """Nothing more will come: end every request with this error of ours."""
         failure = m.ErrorInfo(error, text, "", True)
-        seqs = self.get_outstanding()
+        seqs = list(self._table)
         self.on_results(((m.Result(b"", 0, seq, -1, 0.0, 0.0, failure), []) for seq in seqs), received)

@@ -1,151 +1,190 @@
-"""What views give back: futures of one or several requests.
-
-The I/O thread only stores what arrives; values are unpickled in the thread that asks for them, once. A call of a
-hundred thousand tasks is one object here, with lists, and no locks or futures of its own per task.
-"""
+"""What views give back: futures of one or several requests."""
 
 from __future__ import annotations
 
 import copy
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
+import warnings
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
-from hpcviews.client.metadata import Metadata, Texts, make_metadata
-from hpcviews.client.outcomes import UNREAD, Failure, make_error
-from hpcviews.client.requests import Frames
-from hpcviews.errors import (
-    CompositeError,
-    ControllerLost,
-    SerializationError,
-)
-from hpcviews.ids import MsgId, Seq, render_msg_id
-from hpcviews.wire import messages as m
-from hpcviews.wire.payload import loads
+from hpcviews.client.facts import Facts
+from hpcviews.client.outcomes import Failure
+from hpcviews.client.slots import Part, Slots, withdraw
+from hpcviews.errors import CompositeError, ControllerLost, UsageError
+from hpcviews.ids import Seq
 
 if TYPE_CHECKING:
     import zmq
 
-    from hpcviews.client.client import Client
 
-Decode = Callable[[Any, Metadata], Any]
-"""Makes a request's value what the user sees."""
-
-BIG_DATA_BYTES = 256
-"""Payloads above this are dropped once unpickled; for smaller ones a new record would cost as much as it frees."""
-
-
-class AsyncResult(Future[Any]):
-    """The result of a call that may still run; a real `concurrent.futures.Future`.
+class AsyncResult(Facts, Future[Any]):
+    """The result of a call that may still run; a real `concurrent.futures.Future`, and awaitable.
 
     A call with an integer target has one value, any other a list of values in the order of the targets. Failures:
     one value raises its own error, a list raises CompositeError, also if only one of them failed. All methods may
-    be used from any thread. Values live as long as this object does, and nowhere else.
+    be used from any thread. Values live as long as this object does, and nowhere else. When it is dropped and
+    nobody has looked at an error of it, a warning is logged.
+
+    ``await result`` gives what `get` gives, and ``async for`` what iterating gives, in any asyncio event loop.
+    Cancelling a task that awaits it cancels it; ``asyncio.shield`` keeps it.
 
     Attributes:
         targets: The engine ids the call went to, as the view has them; None for a load-balanced call.
+        metadata: What is known of its request, or the list of them. Each of its keys is an attribute and a key of
+            this object too: ``result.stdout``, ``result["engine_id"]``; for a list, the list of values.
     """
 
     def __init__(
         self,
-        client: Client,
-        name: str,
-        first: Seq,
-        count: int,
+        slots: Slots,
         *,
         targets: Any,
         is_single: bool,
-        decode: Decode | None = None,
         return_exceptions: bool = False,
         tracker: zmq.MessageTracker | None = None,
     ):
         super().__init__()
-        self._client = client
-        self._name = name
-        self.first = first
-        self._count = count
+        self.slots = slots
         self.targets = targets
         self._is_single = is_single
-        self._decode = decode
         self._return_exceptions = return_exceptions
         self._tracker = tracker
-        self._submitted = time.time()
-        self._results: list[m.Result | None] = [None] * count
-        self._received: list[float] = [0.0] * count
-        self._pending = count
-        self._frames: dict[int, Frames] = {}
-        self._texts: dict[int, Texts] = {}
-        self._values: list[Any] = [UNREAD] * count
-        # Reentrant: unpickling runs user code, which may look at this very result.
-        self._reading = threading.RLock()
         self._deciding = threading.Lock()
         """Held while it becomes finished or cancelled, so that it becomes only one of them."""
-        self._step: threading.Condition | None = None
-        if not count:
-            self._settle()
+        self._listeners: list[Callable[[], None]] = []
+        """Called whenever some of its requests have ended, mostly in the I/O thread: they must not wait."""
+        self._children: tuple[AsyncResult, ...] | None = None
+        self._running_parts = set(range(len(slots.parts)))
+        slots.watch(self)
 
-    # ------------------------------------------------------------ the I/O thread
+    def __repr__(self) -> str:
+        count = len(self.slots)
+        if self.cancelled():
+            state = "cancelled"
+        elif not self.done():
+            state = "pending" if count <= 1 else f"{self.slots.ended} of {count} done"
+        else:
+            state = "failed" if self.slots.failed else "finished"
+        return f"<{type(self).__name__}({self.name}): {state}>"
 
-    def on_result(self, index: int, result: m.Result, frames: Frames, received: float) -> None:
-        """A request of this call ended."""
-        if frames:
-            self._frames[index] = frames
-        self._received[index] = received
-        self._results[index] = result
-        self._pending -= 1
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"an {type(self).__name__} cannot be sent or pickled; send its value (get), or its msg_ids, "
+            "by which any client can have the result"
+        )
 
-    def on_output(self, index: int, engine: int, stream: str, text: str) -> None:
-        """A request of this call wrote text."""
-        texts = self._texts.get(index)
-        if texts is None:
-            texts = self._texts[index] = Texts()
-        texts.engine = engine
-        texts.add(stream, text)
+    @property
+    def name(self) -> str:
+        """What was called."""
+        return self.slots.parts[0].call.name
 
-    def on_batch_end(self) -> None:
-        """Results have been stored: tell who waits."""
-        if not self._pending:
-            self._settle()
-        step = self._step
-        if step is not None:
-            with step:
-                step.notify_all()
+    @property
+    def first(self) -> Seq:
+        """The client's number of its first request."""
+        part = self.slots.parts[0]
+        return Seq(part.call.first + (part.only or 0))
 
-    def _settle(self) -> None:
-        with self._deciding:
-            if not self.cancelled():
-                super().set_result(None)  # the state only; the value is read when somebody asks
+    # ------------------------------------------------------------ the I/O thread (and `Slots.watch`)
+
+    def on_part_end(self, part: int) -> None:
+        """All requests of a part have ended."""
+        self._running_parts.discard(part)
+        if not self._running_parts:
+            with self._deciding:
+                if not self.done():
+                    super().set_result(None)  # the state only; the value is read when somebody asks
+
+    def on_progress(self) -> None:
+        """Requests have ended: tell who waits for single ones."""
+        for listener in tuple(self._listeners):
+            listener()
 
     # ------------------------------------------------------------ waiting
 
+    def _check_process(self) -> None:
+        if not self.done():
+            for call in self.slots.calls:
+                call.connection.check_process()
+
     def _wait(self, timeout: float | None) -> bool:
         """True when done; raises CancelledError if it was cancelled."""
-        if not self.done():
-            self._client._connection.check_process()
-        if timeout is not None and timeout < 0:
-            timeout = None
+        self._check_process()
         try:
-            super().result(timeout)
+            super().result(_bound(timeout))
         except FutureTimeoutError:
             return False
         return True
 
-    def wait(self, timeout: float | None = -1) -> bool:
-        """Wait until all requests of this call have ended, however.
+    def wait_until(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until a condition holds that changes when requests end, or until the call is done.
+
+        Args:
+            predicate: Looked at whenever requests of this call have ended; must be quick, and must not wait.
+            timeout: Give up after this many seconds; None or negative waits for ever.
+        Returns:
+            False if the time was over.
+        """
+        self._check_process()
+        step = threading.Condition()
+
+        def notify() -> None:
+            with step:
+                step.notify_all()
+
+        with self.listening(notify), step:
+            return step.wait_for(lambda: predicate() or self.done(), _bound(timeout))
+
+    @contextmanager
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Have `listener` called whenever some of its requests have ended, for the length of a with-block.
+
+        It is called in the I/O thread and must not wait. Look at the state only after this has begun: whoever stores
+        a result after the look, calls.
+        """
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    @overload
+    def wait(self, timeout: float | None = -1, return_when: None = None) -> bool: ...
+    @overload
+    def wait(self, timeout: float | None, return_when: str) -> tuple[set[AsyncResult], set[AsyncResult]]: ...
+    @overload
+    def wait(self, timeout: float | None = -1, *, return_when: str) -> tuple[set[AsyncResult], set[AsyncResult]]: ...
+    def wait(self, timeout: float | None = -1, return_when: str | None = None) -> Any:
+        """Wait until all requests of this call have ended, however; or as `return_when` says.
 
         Args:
             timeout: Give up after this many seconds; None or negative waits for ever.
+            return_when: FIRST_COMPLETED, FIRST_EXCEPTION or ALL_COMPLETED of `concurrent.futures`.
         Returns:
-            Whether they have.
+            Whether they have ended. With `return_when`: the sets of those that have and have not, as `split` gives
+            them.
         """
-        try:
-            return self._wait(timeout)
-        except CancelledError:
-            return True
+        if return_when is None:
+            try:
+                return self._wait(timeout)
+            except CancelledError:
+                return True
+        self._wait_when(timeout, return_when)
+        children = self.split()
+        done = {child for child in children if child.done()}
+        return done, set(children) - done
+
+    def _wait_when(self, timeout: float | None, return_when: str) -> bool:
+        if return_when == FIRST_COMPLETED:
+            return self.wait_until(lambda: self.slots.ended > 0, timeout)
+        if return_when == FIRST_EXCEPTION:
+            return self.wait_until(lambda: self.slots.failed > 0, timeout)
+        if return_when != "ALL_COMPLETED":
+            raise ValueError(f"return_when must be one of concurrent.futures' constants, not {return_when!r}")
+        return self.wait_until(self.done, timeout)
 
     def wait_for_output(self, timeout: float | None = -1) -> bool:
         """As `wait`: what a request writes always arrives before its result."""
@@ -163,14 +202,21 @@ class AsyncResult(Future[Any]):
         """
         if not self.done():
             raise RuntimeError("Cannot check successful() if not done.")
-        return not self.cancelled() and all(r is not None and r.error is None for r in self._results)
+        self.slots.note_seen()
+        return not self.cancelled() and not self.slots.failed
 
-    def get(self, timeout: float | None = None, return_exceptions: bool | None = None) -> Any:
+    # ------------------------------------------------------------ values
+
+    def get(
+        self, timeout: float | None = None, return_exceptions: bool | None = None, return_when: str | None = None
+    ) -> Any:
         """Wait, and return the value, or the list of values.
 
         Args:
             timeout: Give up after this many seconds; None or negative waits for ever, 0 only looks.
-            return_exceptions: Give errors in place of the values of failed requests, instead of raising.
+            return_exceptions: Give errors in place of the values of failed requests, instead of raising; None: as
+                the call was made.
+            return_when: FIRST_EXCEPTION of `concurrent.futures`: raise as soon as one has failed.
         Raises:
             TimeoutError: Not done yet. The work goes on; calling again is fine.
             RemoteError: User code raised; `__cause__` is the original exception where it could be unpickled.
@@ -181,11 +227,21 @@ class AsyncResult(Future[Any]):
             SerializationError: The value cannot be unpickled here.
             CancelledError: `cancel` was called.
         """
-        if not self._wait(timeout):
-            raise TimeoutError("Result not ready.")
         if return_exceptions is None:
             return_exceptions = self._return_exceptions
-        value, error = self._collect(return_exceptions)
+        if return_when == FIRST_COMPLETED:
+            warnings.warn("get() needs all results: return_when=FIRST_COMPLETED is ignored", UserWarning, stacklevel=2)
+        is_early = return_when == FIRST_EXCEPTION and not return_exceptions
+        is_ready = self._wait_when(timeout, FIRST_EXCEPTION) if is_early else self._wait(timeout)
+        if not is_ready:
+            raise TimeoutError("Result not ready.")
+        value: Any = None
+        error: BaseException | None
+        if not self.done():
+            error = self._combine(self._get_errors())
+        else:
+            self._check_not_cancelled()
+            value, error = self._collect(return_exceptions)
         if error is None:
             return value
         try:
@@ -211,12 +267,16 @@ class AsyncResult(Future[Any]):
 
     def _collect(self, return_exceptions: bool) -> tuple[Any, BaseException | None]:
         """What `get` returns, or raises."""
-        outcomes = [self._read(i) for i in range(self._count)]
+        outcomes = [call.read(index) for call, index in self.slots]
         errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
         if errors and not return_exceptions:
             return None, self._combine(errors)
         values = [outcome.error if isinstance(outcome, Failure) else outcome for outcome in outcomes]
         return (values[0] if self._is_single else values), None
+
+    def _get_errors(self) -> list[BaseException]:
+        """The errors of those that have failed so far."""
+        return [call.read(index).error for call, index in self.slots if call.has_failed(index)]
 
     def _combine(self, errors: list[BaseException]) -> BaseException:
         if self._is_single:
@@ -224,183 +284,7 @@ class AsyncResult(Future[Any]):
         for error in errors:
             if isinstance(error, ControllerLost):
                 return error  # not a matter of single engines: everything that was outstanding has ended so
-        return CompositeError(f"one or more exceptions raised in: {self._name}", errors)
-
-    def _read(self, index: int) -> Any:
-        """The value of a request that has ended, or its Failure."""
-        value = self._values[index]
-        if value is not UNREAD:
-            return value
-        with self._reading:
-            value = self._values[index]
-            if value is UNREAD:
-                value = self._values[index] = self._unpickle(index)
-        return value
-
-    def _unpickle(self, index: int) -> Any:
-        result = self._results[index]
-        assert result is not None
-        frames = self._frames.get(index, [])
-        try:
-            if result.error is not None:
-                return Failure(make_error(result, result.error, frames))
-            if not result.data and not frames:
-                value = None
-            else:
-                value = loads(result.data, frames)
-            if self._decode is not None:
-                value = self._decode(value, self._make_metadata(index))
-            return value
-        except SerializationError as error:
-            return Failure(error)
-        finally:
-            self._frames.pop(index, None)
-            if len(result.data) > BIG_DATA_BYTES:
-                self._results[index] = m.Result(
-                    b"", 0, result.seq, result.engine, result.started, result.completed, result.error
-                )
-
-    # ------------------------------------------------------------ ending it early
-
-    def cancel(self) -> bool:
-        """Give the call up: requests that have not started are withdrawn.
-
-        Those that run go on, and their results are dropped. From now on `get` raises CancelledError.
-
-        Returns:
-            False if all had ended already.
-        """
-        with self._deciding:
-            if self.cancelled():
-                return True
-            if not super().cancel():
-                return False
-            self.set_running_or_notify_cancel()  # tells concurrent.futures.wait and as_completed
-        self._withdraw()
-        step = self._step
-        if step is not None:
-            with step:
-                step.notify_all()
-        return True
-
-    def abort(self) -> None:
-        """Withdraw the requests that have not started: they end with TaskAborted; those that run go on.
-
-        Raises:
-            RuntimeError: All have ended.
-        """
-        if self.done():
-            raise RuntimeError("Can't abort, I am already done!")
-        self._withdraw()
-
-    def _withdraw(self) -> None:
-        seqs = self.get_unfinished_seqs()
-        if seqs:
-            self._client._connection.post(None, range(0), [m.Abort(seqs)], [])
-
-    def get_unfinished_seqs(self) -> list[int]:
-        """Numbers of its requests that have not ended."""
-        return [self.first + i for i, result in enumerate(self._results) if result is None]
-
-    def get_unfinished(self) -> list[MsgId]:
-        """msg_ids of its requests that have not ended."""
-        session = self._client._connection.session
-        return [render_msg_id(session, Seq(seq)) for seq in self.get_unfinished_seqs()]
-
-    def get_request_count(self) -> int:
-        """How many requests it is made of."""
-        return self._count
-
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Call ``fn(self)`` when the call is done: at once if it is, else in the client's thread for callbacks.
-
-        A callback may wait for other results.
-        """
-        if self.done():
-            super().add_done_callback(fn)
-            return
-        run_callback = self._client._connection.run_callback
-        super().add_done_callback(lambda me: run_callback(lambda: fn(me)))
-
-    # ------------------------------------------------------------ sending
-
-    @property
-    def tracker(self) -> zmq.MessageTracker | None:
-        """pyzmq's MessageTracker of the buffers that were sent uncopied; None without ``track=True`` or big buffers."""
-        return self._tracker
-
-    def set_tracker(self, tracker: zmq.MessageTracker | None) -> None:
-        """For calls whose buffers are known only when the last of them is queued."""
-        self._tracker = tracker
-
-    @property
-    def sent(self) -> bool:
-        """Whether the buffers of the arguments may be changed again. Always True without ``track=True``."""
-        return self._tracker is None or self._tracker.done
-
-    def wait_for_send(self, timeout: float | None = -1) -> None:
-        """Wait until the buffers of the arguments may be changed again.
-
-        Raises:
-            TimeoutError: Not sent yet.
-        """
-        if self._tracker is None:
-            return
-        import zmq
-
-        self._client._connection.check_process()
-        try:
-            # MessageTracker takes -1 for ever, and None as well.
-            self._tracker.wait(-1 if timeout is None or timeout < 0 else timeout)
-        except zmq.NotDone:
-            raise TimeoutError("Still waiting to be sent") from None
-
-    # ------------------------------------------------------------ what is known
-
-    @property
-    def msg_ids(self) -> list[MsgId]:
-        """The msg_ids of its requests."""
-        session = self._client._connection.session
-        return [render_msg_id(session, Seq(self.first + i)) for i in range(self._count)]
-
-    @property
-    def metadata(self) -> Any:
-        """Metadata of its request, or the list of them."""
-        every = [self._make_metadata(i) for i in range(self._count)]
-        return every[0] if self._is_single else every
-
-    def _make_metadata(self, index: int) -> Metadata:
-        connection = self._client._connection
-        result = self._results[index]
-        texts = self._texts.get(index)
-        engine = result.engine if result is not None else texts.engine if texts is not None else -1
-        return make_metadata(
-            render_msg_id(connection.session, Seq(self.first + index)),
-            self._submitted,
-            self._received[index],
-            result,
-            texts,
-            connection.registry.find(engine),
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name in _METADATA_NAMES:
-            return self[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def __getitem__(self, key: int | slice | str) -> Any:
-        """A value by position; or by name, a metadata value or the list of them.
-
-        Raises:
-            TimeoutError: A value is asked for, and the call is not done.
-        """
-        if isinstance(key, str):
-            if self._is_single:
-                return self.metadata[key]
-            return [entry[key] for entry in self.metadata]
-        if isinstance(key, int | slice):
-            return self.get(0)[key]
-        raise TypeError(f"Invalid key type {type(key)}, must be 'int', 'slice', or 'str'")
+        return CompositeError(f"one or more exceptions raised in: {self.name}", errors)
 
     @property
     def r(self) -> Any:
@@ -418,76 +302,35 @@ class AsyncResult(Future[Any]):
         Raises:
             ValueError: Several requests ran on one engine.
         """
-        values = self.get(timeout)
-        values = [values] if self._is_single else values
+        self.get(timeout)
+        values = [call.read(index) for call, index in self.slots]
+        engines = [call.get_result(index).engine for call, index in self.slots]
         by_engine: dict[int, Any] = {}
-        for result, value in zip(self._results, values, strict=True):
-            assert result is not None
-            if result.engine in by_engine:
-                jobs = sum(r is not None and r.engine == result.engine for r in self._results)
-                raise ValueError(f"Cannot build dict, {jobs} jobs ran on engine #{result.engine}")
-            by_engine[result.engine] = value
+        for engine, value in zip(engines, values, strict=True):
+            if engine in by_engine:
+                raise ValueError(f"Cannot build dict, {engines.count(engine)} jobs ran on engine #{engine}")
+            by_engine[engine] = value.error if isinstance(value, Failure) else value
         return by_engine
 
+    def __getitem__(self, key: int | slice | str) -> Any:
+        """A value by position; or by name, a metadata value or the list of them.
+
+        Raises:
+            TimeoutError: A value is asked for, and the call is not done.
+        """
+        if isinstance(key, str):
+            return self._get_metadata(key)
+        if isinstance(key, int | slice):
+            return self.get(0)[key]
+        raise TypeError(f"Invalid key type {type(key)}, must be 'int', 'slice', or 'str'")
+
     def __len__(self) -> int:
-        return self._count
+        return len(self.slots)
 
-    @property
-    def progress(self) -> int:
-        """How many of `len(self)` are done."""
-        return self._count - self._pending
+    def __bool__(self) -> bool:
+        return True  # also without requests
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since it was submitted, until now or until the last result came."""
-        return (max(self._received, default=self._submitted) if self.done() else time.time()) - self._submitted
-
-    @property
-    def wall_time(self) -> float:
-        """Seconds from the submission to the last result.
-
-        Raises:
-            TimeoutError: Not done.
-        """
-        self._check_done()
-        return max(self._received, default=self._submitted) - self._submitted
-
-    @property
-    def serial_time(self) -> float:
-        """Seconds that the engines worked on it, added up.
-
-        Raises:
-            TimeoutError: Not done.
-        """
-        self._check_done()
-        return sum(r.completed - r.started for r in self._results if r is not None)
-
-    def timedelta(
-        self,
-        start: datetime | Iterable[datetime],
-        end: datetime | Iterable[datetime],
-        start_key: Callable[[Iterable[datetime]], datetime] = min,
-        end_key: Callable[[Iterable[datetime]], datetime] = max,
-    ) -> float:
-        """Seconds between two times of its metadata, as in ``ar.timedelta(ar.submitted, ar.received)``."""
-        first = start if isinstance(start, datetime) else start_key(start)
-        last = end if isinstance(end, datetime) else end_key(end)
-        return (last - first).total_seconds()
-
-    def _check_done(self) -> None:
-        if not self.done():
-            raise TimeoutError("Result not ready.")
-
-    def __repr__(self) -> str:
-        if self.cancelled():
-            state = "cancelled"
-        elif not self.done():
-            state = "pending" if self._count <= 1 else f"{self._count - self._pending} of {self._count} done"
-        else:
-            state = "finished" if self.successful() else "failed"
-        return f"<{type(self).__name__}({self._name}): {state}>"
-
-    # ------------------------------------------------------------ iteration
+    # ------------------------------------------------------------ one by one
 
     def __iter__(self) -> Iterator[Any]:
         """Values in the order of the targets, each as soon as it is there.
@@ -496,39 +339,163 @@ class AsyncResult(Future[Any]):
             TypeError: It has one value.
             CompositeError: When it comes to a failed request.
         """
-        if self._is_single:
-            raise TypeError("AsyncResults with a single result are not iterable.")
+        self._check_iterable()
         return self._iterate()
 
+    def _check_iterable(self) -> None:
+        if self._is_single:
+            raise TypeError("AsyncResults with a single result are not iterable.")
+
     def _iterate(self) -> Iterator[Any]:
-        for index in range(self._count):
-            self._wait_for(index)
-            yield self._get_one(index)
+        for turn in range(len(self.slots)):
+            if not self._has_turn(turn):
+                self.wait_until(lambda: self._has_turn(turn))  # noqa: B023 - called before turn changes
+            yield from self._take_turn(turn)
 
-    def _get_one(self, index: int) -> Any:
-        outcome = self._read(index)
-        if not isinstance(outcome, Failure):
-            return outcome
-        if self._return_exceptions:
-            return outcome.error
-        raise copy.copy(self._combine([outcome.error]))
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """As iterating, for ``async for``."""
+        self._check_iterable()
+        return self._iterate_async()
 
-    def _wait_for(self, index: int) -> None:
-        """Wait until request `index` has ended."""
-        if self._results[index] is None:
-            self._wait_until(lambda: self._results[index] is not None)
+    async def _iterate_async(self) -> AsyncIterator[Any]:
+        from hpcviews.client.awaiting import wait_until_async
 
-    def _wait_until(self, predicate: Callable[[], bool]) -> None:
-        self._client._connection.check_process()
-        if self._step is None:
-            with self._reading:
-                self._step = self._step or threading.Condition()
-        # The I/O thread stores, then looks for a condition to notify; we set the condition, then look at what is
-        # stored. So one of the two sees the other.
-        with self._step:
-            self._step.wait_for(lambda: predicate() or self.cancelled())
+        for turn in range(len(self.slots)):
+            if not self._has_turn(turn):
+                await wait_until_async(self, lambda: self._has_turn(turn))  # noqa: B023 - called before turn changes
+            for value in self._take_turn(turn):
+                yield value
+
+    def _has_turn(self, turn: int) -> bool:
+        """Whether what iterating gives as number `turn` is there."""
+        call, index = self.slots[turn]
+        return bool(call.has_ended(index))
+
+    def _take_turn(self, turn: int) -> list[Any]:
+        """What iterating gives then.
+
+        Raises:
+            CancelledError: It was cancelled.
+        """
+        self._check_not_cancelled()
+        call, index = self.slots[turn]
+        outcome = call.read(index)
+        if isinstance(outcome, Failure):
+            if not self._return_exceptions:
+                raise copy.copy(self._combine([outcome.error]))
+            outcome = outcome.error
+        return [outcome]
+
+    def _check_not_cancelled(self) -> None:
         if self.cancelled():
             raise CancelledError
 
+    def __await__(self) -> Generator[Any, None, Any]:
+        from hpcviews.client.awaiting import get_async
 
-_METADATA_NAMES = frozenset(make_metadata(MsgId(""), 0.0, 0.0, None, None, None))
+        return get_async(self).__await__()
+
+    # ------------------------------------------------------------ its requests as results of their own
+
+    def split(self) -> tuple[AsyncResult, ...]:
+        """An AsyncResult per request, each with one value (of a map: the list of a chunk's). Again gives the same."""
+        if self._children is None:
+            # Each is waited for and ends by itself. Two threads may both make them, and one's are kept.
+            self._children = tuple(self._pick(call, index) for call, index in self.slots)
+        return self._children
+
+    def pick(self, msg_id: str) -> AsyncResult:
+        """The AsyncResult of one of its requests; of a call that has only one value, itself.
+
+        Raises:
+            KeyError: It is none of them.
+        """
+        for call, index in self.slots:
+            if call.get_msg_id(index) == msg_id:
+                return self if self._is_single else self._pick(call, index)
+        raise KeyError(f"{msg_id} is none of the {len(self.slots)} requests of {self!r}")
+
+    def _pick(self, call: Any, index: int) -> AsyncResult:
+        targets = self.targets[index] if isinstance(self.targets, list) and len(self.slots.parts) == 1 else None
+        return AsyncResult(
+            Slots((Part(call, index),)),
+            targets=targets,
+            is_single=True,
+            return_exceptions=self._return_exceptions,
+            tracker=self._tracker,
+        )
+
+    @staticmethod
+    def join(*results: AsyncResult) -> AsyncResult:
+        """One AsyncResult of all requests of several, in their order; the inverse of `split`.
+
+        Raises:
+            UsageError: None are given.
+        """
+        if not results:
+            raise UsageError("join() needs at least one AsyncResult")
+        targets: list[Any] | None = []
+        for result in results:
+            if targets is None or result.targets is None:
+                targets = None
+            elif isinstance(result.targets, list):
+                targets += result.targets
+            else:
+                targets.append(result.targets)
+        return AsyncResult(
+            Slots([part for result in results for part in result.slots.parts]),
+            targets=targets,
+            is_single=False,
+            return_exceptions=all(result._return_exceptions for result in results),
+        )
+
+    # ------------------------------------------------------------ ending it early
+
+    def cancel(self) -> bool:
+        """Give the call up: requests that have not started are withdrawn.
+
+        Those that run go on, and their results are dropped. From now on `get` raises CancelledError.
+
+        Returns:
+            False if all had ended already.
+        """
+        with self._deciding:
+            if self.cancelled():
+                return True
+            if not super().cancel():
+                return False
+            self.set_running_or_notify_cancel()  # tells concurrent.futures.wait and as_completed
+        self.slots.note_seen()
+        withdraw(self.slots.get_unfinished())
+        self.on_progress()
+        return True
+
+    def abort(self) -> None:
+        """Withdraw the requests that have not started: they end with TaskAborted; those that run go on.
+
+        Raises:
+            RuntimeError: All have ended.
+        """
+        if self.done():
+            raise RuntimeError("Can't abort, I am already done!")
+        withdraw(self.slots.get_unfinished())
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call ``fn(self)`` when the call is done: at once if it is, else in the client's thread for callbacks.
+
+        A callback may wait for other results. An exception of it is logged.
+        """
+        if self.done():
+            super().add_done_callback(fn)
+            return
+        run_callback = self.slots.parts[0].call.connection.run_callback
+        self.add_quick_callback(lambda: run_callback(lambda: fn(self)))
+
+    def add_quick_callback(self, fn: Callable[[], object]) -> None:
+        """Call ``fn()`` when the call is done: at once, or in the I/O thread, where it must not wait for anything."""
+        super().add_done_callback(lambda _: fn())
+
+
+def _bound(timeout: float | None) -> float | None:
+    """A time limit as the standard library wants it: None for none."""
+    return None if timeout is None or timeout < 0 else timeout

@@ -64,7 +64,7 @@ class View(HasFlags):
         connection = client._connection
         super().__init__(client=client, history=History(connection.session), block=client.block)
         self._connection = connection
-        self._calls: weakref.WeakSet[AsyncResult] = weakref.WeakSet()
+        self._results: weakref.WeakSet[AsyncResult] = weakref.WeakSet()
         self._recording = threading.Lock()
         self.set_flags(**flags)
 
@@ -144,20 +144,20 @@ class View(HasFlags):
         except SerializationError as error:
             raise SerializationError(f"the function {_get_name(f)}: {error}") from error
 
-    def _record(self, call: AsyncResult, seqs: range) -> None:
+    def _record(self, result: AsyncResult, seqs: range) -> None:
         with self._recording:
             self.history.add(seqs)
-            self._calls.add(call)
-        self.client._remember(call)
+            self._results.add(result)
+        self.client._remember(result)
 
-    def _finish(self, call: AsyncResult, block: bool) -> Any:
+    def _finish(self, result: AsyncResult, block: bool) -> Any:
         """The AsyncResult, or its value."""
         if not block:
-            return call
+            return result
         try:
-            return call.get()
+            return result.get()
         except KeyboardInterrupt:
-            self.client._keep(call)
+            self.client._keep(result)
             raise KeyboardInterrupt(
                 # The client's history, not the view's: each `rc[:]` is a new view, which has submitted nothing.
                 "stopped waiting, the work goes on; client.get_result(-1) has its result, "
@@ -168,8 +168,8 @@ class View(HasFlags):
 
     def _get_outstanding(self) -> set[MsgId]:
         with self._recording:
-            calls = list(self._calls)
-        return {msg_id for call in calls for msg_id in call.get_unfinished()}
+            results = list(self._results)
+        return {call.get_msg_id(index) for result in results for call, index in result.slots.get_unfinished()}
 
     def wait(self, jobs: Any = None, timeout: float | None = -1) -> bool:
         """Wait for requests of this view, or for `jobs`.
@@ -183,7 +183,7 @@ class View(HasFlags):
         """
         if jobs is None:
             with self._recording:
-                jobs = list(self._calls)
+                jobs = list(self._results)
         return self.client._wait_for(jobs, self.history, timeout)
 
     def abort(self, jobs: Any = None) -> None:
@@ -194,7 +194,7 @@ class View(HasFlags):
         """
         if jobs is None:
             with self._recording:
-                jobs = list(self._calls)
+                jobs = list(self._results)
         self.client._abort(jobs, self.history)
 
     def get_result(self, index_or_msg_id: Any = None) -> AsyncResult:

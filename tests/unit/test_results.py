@@ -82,7 +82,7 @@ def test_value_is_unpickled_once_and_only_when_asked_for(fake: FakeController, r
     ar = rc[0].apply_async(double, 4)
     fake.answer(ar.first, [1, 2])
     assert ar.wait(10)
-    assert "UNREAD" not in repr(ar) and type(ar._values[0]) is object
+    assert "UNREAD" not in repr(ar) and type(ar.slots.parts[0].call._values[0]) is object
     with ThreadPoolExecutor(8) as pool:
         values = [f.result() for f in [pool.submit(ar.get) for _ in range(8)]]
     assert all(value is values[0] for value in values)
@@ -100,11 +100,11 @@ def test_received_array_aliases_the_frame_and_is_writable(fake: FakeController, 
     ar = rc[0].apply_async(double, 4)
     fake.answer(ar.first, np.arange(100_000.0))
     assert ar.wait(10)
-    (frame,) = ar._frames[0]
+    (frame,) = ar.slots.parts[0].call._frames[0]
     value = ar.get()
     assert np.shares_memory(value, np.frombuffer(frame.buffer, np.uint8))
     value[0] = 5
-    assert ar._frames == {}, "the frame is held twice"
+    assert ar.slots.parts[0].call._frames == {}, "the frame is held twice"
 
 
 # ---------------------------------------------------------------- several values
