@@ -122,7 +122,7 @@ class Simulation:
         self._out = _Effects(self)
         self._check = check
         self._keep_spans = keep_spans
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._client = b"client"
         self._next_index = 0
@@ -191,7 +191,7 @@ class Simulation:
         self._settle()
         return range(start, start + len(durations))
 
-    def at(self, when: float, do: Callable[..., None], *args: Any) -> None:
+    def at(self, when: float, do: Callable[..., object], *args: Any) -> None:
         """Call something at a simulated time."""
         heapq.heappush(self._heap, (when, next(self._order), do, args))
 

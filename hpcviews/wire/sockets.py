@@ -22,9 +22,13 @@ from hpcviews.wire.codec import client_decoder, encode
 # ZMTP heartbeats run in libzmq's own thread, so user code that holds the GIL for minutes is not taken for dead.
 # They are the backstop for a peer whose host vanished or that is stopped; a killed peer is seen at once, because
 # the kernel closes its connection.
-HEARTBEAT_INTERVAL_MS = 5_000
-# Four missed beats, not one: a busy login node or a swapping one easily stalls a process for 10 s.
-HEARTBEAT_TIMEOUT_MS = 20_000
+HEARTBEAT_INTERVAL_MS = 20_000
+# Not less: a busy login node or a swapping one easily stalls a process for seconds.
+HEARTBEAT_TIMEOUT_MS = 10_000
+# Shorter than the interval, and no TTL: to cancel a timer, libzmq looks through all timers of its thread from the
+# front, where one with a short time to go is. With 5 s and 20 s, and two timers for each answer, 9,000 connections
+# kept it busy for 50 s at a time, and lost one another; so they cost a tenth of a core. A TTL alone would not do: it
+# is forgotten when data comes, until the next beat.
 
 IPC_HEAD_START_S = 0.5
 """How long the ipc socket of the same node is tried alone, before TCP connections are opened too."""
@@ -44,7 +48,6 @@ def set_common_options(socket: zmq.Socket[bytes]) -> None:
     socket.set_hwm(0)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
 
 
 def read_event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
