@@ -86,6 +86,8 @@ class Call:
         """How many have not ended."""
         self.failed = 0
         """How many have failed."""
+        self.is_let_go = False
+        """Whether the values have been freed."""
         self.arrivals: list[int] | None = [] if keep_arrivals else None
         self._decode = decode
         self._msg_ids = msg_ids
@@ -218,6 +220,7 @@ class Call:
         """Free the values; who reads one from now on gets `why`."""
         with self._reading:
             self._values = [Failure(why)] * self.count
+            self.is_let_go = True
 
     def _unpickle(self, index: int) -> Any:
         result = self.get_result(index)

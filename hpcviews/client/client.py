@@ -15,6 +15,7 @@ from traitlets import Bool, HasTraits
 from hpcviews.client.balanced_view import LoadBalancedView
 from hpcviews.client.connection import Connection
 from hpcviews.client.direct_view import DirectView
+from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.history import History
 from hpcviews.client.results import AsyncResult
 from hpcviews.client.slots import withdraw
@@ -117,6 +118,10 @@ class Client(HasTraits):
     def load_balanced_view(self, targets: Any = None, **flags: Any) -> LoadBalancedView:
         """A view whose tasks go to whichever engine is free; `targets` restricts the choice."""
         return LoadBalancedView(self, targets=targets, **flags)
+
+    def executor(self, targets: Any = None) -> ViewExecutor:
+        """A `concurrent.futures.Executor` on whichever engines are free; `targets` restricts the choice."""
+        return self.load_balanced_view(targets).executor
 
     def wait_for_engines(
         self,

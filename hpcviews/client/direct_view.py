@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tokenize
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpcviews.client import maps
@@ -333,6 +333,38 @@ class DirectView(View):
         )
         self._post_to_each(call, result, "map", payloads, chosen, function)
         del payloads, ready, sequences, function
+        return self._finish(result, self._get_block(block))
+
+    def apply_to_parts(
+        self,
+        f: Callable[..., Any] | Reference,
+        sequences: Sequence[Any],
+        *,
+        block: bool | None = None,
+        dist: str = "b",
+        chunksize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Call `f` on each engine with its part of the sequences. Arrays are sent uncopied."""
+        chosen = self._resolve()
+        ready, _ = maps.measure(sequences)
+        rows, sizes = maps.cut_in_parts(ready, len(chosen.ids), dist)
+        function = self._pickle_function(f, self.track)
+        payloads = [self._dumps((row, {}), self.track) for row in rows]
+        del ready, rows, sequences
+        call = Call(self.client, get_call_name(f), self._connection.reserve(len(payloads)), len(payloads))
+        result = AsyncMapResult(
+            call,
+            sizes,
+            targets=list(chosen.ids[: len(payloads)]),
+            dist=dist,
+            is_map=False,
+            return_exceptions=return_exceptions,
+            tracker=merge_trackers([*payloads, function.payload]),
+        )
+        self._post_to_each(call, result, "apply", payloads, chosen, function)
+        del payloads, function
         return self._finish(result, self._get_block(block))
 
 

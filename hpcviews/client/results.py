@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 from hpcviews.client.facts import Facts
 from hpcviews.client.outcomes import Failure
 from hpcviews.client.slots import Part, Slots, withdraw
-from hpcviews.errors import CompositeError, ControllerLost, UsageError
+from hpcviews.errors import CompositeError, ControllerLost, HpcviewsError, UsageError
 from hpcviews.ids import Seq
 
 if TYPE_CHECKING:
@@ -245,8 +246,7 @@ class AsyncResult(Facts, Future[Any]):
         if error is None:
             return value
         try:
-            # A copy: the traceback of what is raised refers to the caller's frames, and they to this object.
-            raise copy.copy(error)
+            raise _make_raisable(error)
         finally:
             self = error = None  # type: ignore[assignment]
 
@@ -339,17 +339,30 @@ class AsyncResult(Facts, Future[Any]):
             TypeError: It has one value.
             CompositeError: When it comes to a failed request.
         """
+        return self.iterate()
+
+    def iterate(self, timeout: float | None = None) -> Iterator[Any]:
+        """As iterating over it, with a time limit.
+
+        Args:
+            timeout: From now on, seconds until a value that is asked for must be there; None or negative: any time.
+        Raises:
+            TimeoutError: In the iteration: a value was not there in time.
+        """
         self._check_iterable()
-        return self._iterate()
+        limit = _bound(timeout)
+        return self._iterate(None if limit is None else time.monotonic() + limit)
 
     def _check_iterable(self) -> None:
         if self._is_single:
             raise TypeError("AsyncResults with a single result are not iterable.")
 
-    def _iterate(self) -> Iterator[Any]:
+    def _iterate(self, end: float | None) -> Iterator[Any]:
         for turn in range(len(self.slots)):
             if not self._has_turn(turn):
-                self.wait_until(lambda: self._has_turn(turn))  # noqa: B023 - called before turn changes
+                rest = None if end is None else max(0.0, end - time.monotonic())
+                if not self.wait_until(lambda: self._has_turn(turn), rest):  # noqa: B023 - called before turn changes
+                    raise TimeoutError("Result not ready.")
             yield from self._take_turn(turn)
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -382,7 +395,7 @@ class AsyncResult(Facts, Future[Any]):
         outcome = call.read(index)
         if isinstance(outcome, Failure):
             if not self._return_exceptions:
-                raise copy.copy(self._combine([outcome.error]))
+                raise _make_raisable(self._combine([outcome.error]))
             outcome = outcome.error
         return [outcome]
 
@@ -489,11 +502,20 @@ class AsyncResult(Facts, Future[Any]):
             super().add_done_callback(fn)
             return
         run_callback = self.slots.parts[0].call.connection.run_callback
-        self.add_quick_callback(lambda: run_callback(lambda: fn(self)))
+        # `me` and not self, which would hold itself.
+        self.add_quick_callback(lambda me: run_callback(lambda: fn(me)))
 
-    def add_quick_callback(self, fn: Callable[[], object]) -> None:
-        """Call ``fn()`` when the call is done: at once, or in the I/O thread, where it must not wait for anything."""
-        super().add_done_callback(lambda _: fn())
+    def add_quick_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call ``fn(self)`` when the call is done: at once, or in the I/O thread, where it must not wait."""
+        super().add_done_callback(fn)
+
+
+def _make_raisable(error: BaseException) -> BaseException:
+    """A copy: the traceback of what is raised refers to the caller's frames, and they to the result that keeps it.
+
+    Not of the exceptions of others, which need not survive being copied.
+    """
+    return copy.copy(error) if isinstance(error, HpcviewsError) else error
 
 
 def _bound(timeout: float | None) -> float | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from traitlets import Any as AnyTrait
 from traitlets import Instance
 
+from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags
 from hpcviews.client.functions import PickledFunction, name_function
 from hpcviews.client.history import History
+from hpcviews.client.remote_function import ParallelFunction, RemoteFunction, parallel, remote
 from hpcviews.client.results import AsyncResult
 from hpcviews.errors import SerializationError
 from hpcviews.ids import MsgId
@@ -49,6 +51,9 @@ class View(HasFlags):
         outstanding: Those that have not ended.
     """
 
+    is_load_balanced: ClassVar[bool] = False
+    """Whether the controller chooses the engines."""
+
     client: Client = Instance("hpcviews.client.client.Client", allow_none=True)  # type: ignore[assignment]
     block = BoolFlag(False)
     track = BoolFlag(False)
@@ -66,6 +71,7 @@ class View(HasFlags):
         self._connection = connection
         self._results: weakref.WeakSet[AsyncResult] = weakref.WeakSet()
         self._recording = threading.Lock()
+        self._executor: ViewExecutor | None = None
         self.set_flags(**flags)
 
     def __repr__(self) -> str:
@@ -73,6 +79,13 @@ class View(HasFlags):
         if len(text) > 16:
             text = text[:12] + "...]"
         return f"<{type(self).__name__} {text}>"
+
+    def __len__(self) -> int:
+        """How many engines it is for."""
+        raise NotImplementedError("in the subclasses")
+
+    def __bool__(self) -> bool:
+        return True  # also while there are no engines
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be sent or pickled; it belongs to this process's Client")
@@ -121,6 +134,59 @@ class View(HasFlags):
         """Iterate over the results of `map` as they arrive. Leave arrays alone until the end."""
         return iter(self.map_async(f, *sequences, **kwargs))
 
+    def remote(
+        self, block: bool | None = None, **flags: Any
+    ) -> Callable[[Callable[..., Any] | Reference], RemoteFunction]:
+        """Decorator, used as ``@view.remote()``: calls of the function run on the engines of this view.
+
+        Args:
+            block: Wait for the result of each call; None: as the view's flag is now.
+            flags: Flags of this view, set for each call.
+        """
+        _refuse_bare("remote", block)
+        return remote(self, block, **flags)
+
+    def parallel(
+        self, dist: str = "b", block: bool | None = None, **options: Any
+    ) -> Callable[[Callable[..., Any] | Reference], ParallelFunction]:
+        """Decorator, used as ``@view.parallel()``: a call gives each engine a part of its arguments.
+
+        Args:
+            dist: "b": parts are contiguous blocks, "r": dealt out in turn.
+            block: Wait for the result of each call; None: as the view's flag is now.
+            options: `ordered`, `chunksize`, `return_exceptions` of ParallelFunction, and flags of this view.
+        """
+        _refuse_bare("parallel", dist)
+        return parallel(self, dist, block, **options)
+
+    def apply_to_parts(
+        self,
+        f: Callable[..., Any] | Reference,
+        sequences: Sequence[Any],
+        *,
+        block: bool | None = None,
+        dist: str = "b",
+        chunksize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Cut sequences of one length into parts, and call `f` once with each; what a ParallelFunction does.
+
+        Arrays are sent uncopied. For the arguments see ParallelFunction.
+
+        Returns:
+            The joined values, or with ``block=False`` an AsyncMapResult.
+        """
+        raise NotImplementedError("in the subclasses")
+
+    @property
+    def executor(self) -> ViewExecutor:
+        """This view as a `concurrent.futures.Executor`; after its shutdown, a new one."""
+        with self._recording:
+            if self._executor is None or self._executor.is_shut_down:
+                self._executor = ViewExecutor(self)
+            return self._executor
+
     @staticmethod
     def _refuse_block(method: str, kwargs: dict[str, Any]) -> None:
         if "block" in kwargs:
@@ -151,7 +217,7 @@ class View(HasFlags):
         self.client._remember(result)
 
     def _finish(self, result: AsyncResult, block: bool) -> Any:
-        """The AsyncResult, or its value."""
+        """The AsyncResult, or with `block` its value, waited for."""
         if not block:
             return result
         try:
@@ -216,6 +282,11 @@ def merge_trackers(payloads: list[Payload]) -> zmq.MessageTracker | None:
     import zmq
 
     return zmq.MessageTracker(*trackers)
+
+
+def _refuse_bare(name: str, argument: Any) -> None:
+    if callable(argument):
+        raise TypeError(f"write @view.{name}(), with the parentheses: it is a function that makes the decorator")
 
 
 def _get_name(f: Any) -> str:
