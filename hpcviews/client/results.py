@@ -96,8 +96,13 @@ class AsyncResult(Facts, Future[Any]):
         self._running_parts.discard(part)
         if not self._running_parts:
             with self._deciding:
-                if not self.done():
-                    super().set_result(None)  # the state only; the value is read when somebody asks
+                if self.done():
+                    return
+                # The state only, for those who wait in concurrent.futures; values and errors are read when asked for.
+                if self.slots.failed and not self._return_exceptions:
+                    super().set_exception(_FAILED)
+                else:
+                    super().set_result(None)
 
     def on_progress(self) -> None:
         """Requests have ended: tell who waits for single ones."""
@@ -115,7 +120,7 @@ class AsyncResult(Facts, Future[Any]):
         """True when done; raises CancelledError if it was cancelled."""
         self._check_process()
         try:
-            super().result(_bound(timeout))
+            super().exception(_bound(timeout))
         except FutureTimeoutError:
             return False
         return True
@@ -508,6 +513,9 @@ class AsyncResult(Facts, Future[Any]):
     def add_quick_callback(self, fn: Callable[[Any], object]) -> None:
         """Call ``fn(self)`` when the call is done: at once, or in the I/O thread, where it must not wait."""
         super().add_done_callback(fn)
+
+
+_FAILED = HpcviewsError("never seen: AsyncResult.exception gives the error")
 
 
 def _make_raisable(error: BaseException) -> BaseException:

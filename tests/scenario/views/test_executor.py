@@ -23,10 +23,9 @@ def invert(x: float) -> float:
 
 
 def wait_for_file(path: str) -> str:
-    import os
     import time
 
-    while not os.path.exists(path):
+    while not Path(path).exists():
         time.sleep(0.005)
     return "done"
 
@@ -139,11 +138,11 @@ def test_consumer_of_a_map_that_stops_withdraws_the_rest(rc: Client, gate: Path)
 
 def test_wait_and_as_completed_take_its_futures(rc: Client, gate: Path) -> None:
     with rc.executor() as executor:
-        slow, quick, failing = executor.submit(wait_for_file, str(gate)), executor.submit(abs, -1), None
-        done, pending = concurrent.futures.wait([slow, quick], 10, FIRST_COMPLETED)
+        slow, quick = executor.submit(wait_for_file, str(gate)), executor.submit(abs, -1)
+        done, pending = concurrent.futures.wait([slow, quick], None, FIRST_COMPLETED)
         assert (done, pending) == ({quick}, {slow})
         failing = executor.submit(invert, 0)
-        done, pending = concurrent.futures.wait([slow, failing], 10, FIRST_EXCEPTION)
+        done, pending = concurrent.futures.wait([slow, failing], None, FIRST_EXCEPTION)
         assert (done, pending) == ({failing}, {slow})
         with pytest.raises(TimeoutError):
             list(concurrent.futures.as_completed([slow], timeout=0.01))
