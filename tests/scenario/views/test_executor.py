@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from bare_cluster import BareCluster
+from gates import wait_for_file
 
 from hpcviews import Client, EngineError, RemoteError, SerializationError, TaskAborted
 from hpcviews.client.executor import ViewExecutor
@@ -20,14 +21,6 @@ from hpcviews.testing.wait import wait_until
 
 def invert(x: float) -> float:
     return 1 / x
-
-
-def wait_for_file(path: str) -> str:
-    import time
-
-    while not Path(path).exists():
-        time.sleep(0.005)
-    return "done"
 
 
 class Picky(Exception):
