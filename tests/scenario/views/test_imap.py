@@ -79,7 +79,7 @@ def test_slow_consumer_holds_the_inputs_back(rc: Client) -> None:
         inputs = Counted()
         results = view.imap(negate, inputs, max_outstanding=limit)
         for taken in range(20):
-            wait_until(lambda: inputs.taken == taken + most, 10, "the inputs that have room")  # noqa: B023
+            wait_until(lambda: inputs.taken == taken + most, 10, "the inputs that have room")
             assert next(results) == -taken - 1
         results.cancel()
         assert inputs.taken <= 20 + most
