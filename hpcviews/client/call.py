@@ -192,6 +192,16 @@ class Call:
         assert result is not None
         return result
 
+    def find_index(self, msg_id: str) -> int | None:
+        """Which of its requests has that msg_id; None if none has."""
+        if self._msg_ids is not None:
+            return next((index for index, own in enumerate(self._msg_ids) if own == msg_id), None)
+        session, _, seq = msg_id.rpartition("-")
+        if session != self.connection.session or not seq.isdecimal():
+            return None
+        index = int(seq) - self.first
+        return index if 0 <= index < self.count else None
+
     @property
     def submitted(self) -> float:
         """When the first of them was submitted, Unix seconds."""

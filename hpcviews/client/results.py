@@ -21,6 +21,8 @@ from hpcviews.ids import Seq
 if TYPE_CHECKING:
     import zmq
 
+    from hpcviews.client.call import Call
+
 
 class AsyncResult(Facts, Future[Any]):
     """The result of a call that may still run; a real `concurrent.futures.Future`, and awaitable.
@@ -428,12 +430,12 @@ class AsyncResult(Facts, Future[Any]):
         Raises:
             KeyError: It is none of them.
         """
-        for call, index in self.slots:
-            if call.get_msg_id(index) == msg_id:
-                return self if self._is_single else self._pick(call, index)
-        raise KeyError(f"{msg_id} is none of the {len(self.slots)} requests of {self!r}")
+        found = self.slots.find(msg_id)
+        if found is None:
+            raise KeyError(f"{msg_id} is none of the {len(self.slots)} requests of {self!r}")
+        return self if self._is_single else self._pick(*found)
 
-    def _pick(self, call: Any, index: int) -> AsyncResult:
+    def _pick(self, call: Call, index: int) -> AsyncResult:
         targets = self.targets[index] if isinstance(self.targets, list) and len(self.slots.parts) == 1 else None
         return AsyncResult(
             Slots((Part(call, index),)),

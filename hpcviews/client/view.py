@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from traitlets import Any as AnyTrait
 from traitlets import Instance
 
+from hpcviews.client.bookkeeping import save_ids as save_ids
+from hpcviews.client.bookkeeping import spin_after as spin_after
+from hpcviews.client.bookkeeping import sync_results as sync_results
 from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags
 from hpcviews.client.functions import PickledFunction, name_function
 from hpcviews.client.history import History
+from hpcviews.client.live_mapping import LiveMapping, read_outcome
 from hpcviews.client.remote_function import ParallelFunction, RemoteFunction, parallel, remote
 from hpcviews.client.results import AsyncResult
 from hpcviews.errors import SerializationError
@@ -27,14 +31,18 @@ if TYPE_CHECKING:
     from hpcviews.client.client import Client
 
 
-class _Outstanding(AnyTrait):
-    """Computed when it is looked at, so it can never be out of date."""
+class _Computed(AnyTrait):
+    """A trait that is computed when it is looked at, so it can never be out of date."""
+
+    def __init__(self, compute: Callable[[Any], Any]):
+        super().__init__()
+        self._compute = compute
 
     def get(self, obj: Any, cls: Any = None) -> Any:
-        return obj._get_outstanding()
+        return self._compute(obj)
 
     def set(self, obj: Any, value: Any) -> None:
-        raise AttributeError("outstanding follows from what has been submitted; it cannot be set")
+        raise AttributeError(f"{self.name} follows from what has been submitted; it cannot be set")
 
 
 class View(HasFlags):
@@ -49,6 +57,7 @@ class View(HasFlags):
         targets: Which engines it is for.
         history: msg_ids of all requests submitted through it, in order.
         outstanding: Those that have not ended.
+        results: Values by msg_id, or errors, of those that have, and whose AsyncResult somebody holds.
     """
 
     is_load_balanced: ClassVar[bool] = False
@@ -59,7 +68,8 @@ class View(HasFlags):
     track = BoolFlag(False)
     targets = AnyFlag(None)
     history = Instance(History)
-    outstanding = _Outstanding()
+    outstanding = _Computed(lambda view: view._get_outstanding())
+    results = _Computed(lambda view: LiveMapping(view._get_results, read_outcome))
 
     def __init__(self, client: Client | None = None, socket: None = None, **flags: Any):
         if type(self) is View:
@@ -232,10 +242,30 @@ class View(HasFlags):
 
     # ------------------------------------------------------------ what was submitted
 
-    def _get_outstanding(self) -> set[MsgId]:
+    def _get_results(self) -> list[AsyncResult]:
+        """Those that are alive, in the order they were submitted."""
         with self._recording:
             results = list(self._results)
+        return sorted(results, key=lambda result: result.first)
+
+    def _get_outstanding(self) -> set[MsgId]:
+        results = self._get_results()
         return {call.get_msg_id(index) for result in results for call, index in result.slots.get_unfinished()}
+
+    def adopt(self, result: AsyncResult) -> None:
+        """Count a result that this view did not submit among its own: in `history`, `wait`, `abort` and the like.
+
+        Requests that are there already, and those of other clients, are left out of `history`.
+        """
+        own = [call.first + index for call, index in result.slots if call.client is self.client and not call.is_foreign]
+        with self._recording:
+            for seq in own:
+                if not self.history.has_seq(seq):
+                    self.history.add(range(seq, seq + 1))
+            self._results.add(result)
+
+    def spin(self) -> None:
+        """Nothing: results arrive by themselves. For programs written for IPython.parallel."""
 
     def wait(self, jobs: Any = None, timeout: float | None = -1) -> bool:
         """Wait for requests of this view, or for `jobs`.
@@ -248,8 +278,7 @@ class View(HasFlags):
             Whether they have ended.
         """
         if jobs is None:
-            with self._recording:
-                jobs = list(self._results)
+            jobs = self._get_results()
         return self.client._wait_for(jobs, self.history, timeout)
 
     def abort(self, jobs: Any = None) -> None:
@@ -259,8 +288,7 @@ class View(HasFlags):
             jobs: None: all of this view. Or as for `wait`.
         """
         if jobs is None:
-            with self._recording:
-                jobs = list(self._results)
+            jobs = self._get_results()
         self.client._abort(jobs, self.history)
 
     def get_result(self, index_or_msg_id: Any = None) -> AsyncResult:
