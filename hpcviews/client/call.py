@@ -103,6 +103,7 @@ class Call:
         self._reading = threading.RLock()
         self._watchers: list[tuple[Watcher, int]] = []
         self._slot_watchers: dict[int, list[tuple[Watcher, int]]] = {}
+        self._is_dismissed = False
         self._unseen: m.Result | None = None
         """The first failure that nobody has looked at, if it is worth a word when the call is dropped."""
 
@@ -282,11 +283,15 @@ class Call:
     # ------------------------------------------------------------ failures that nobody looks at
 
     def note_seen(self) -> None:
-        """Somebody has looked at how it ended, or does not want to know."""
+        """Somebody has looked at how things are."""
         self._unseen = None
+
+    def dismiss(self) -> None:
+        """Nobody wants to know how it ends."""
+        self._is_dismissed = True
 
     def __del__(self) -> None:
         unseen = self._unseen
         # At the interpreter's end every result is dropped: what is not looked at by then was not meant to be.
-        if unseen is not None and not sys.is_finalizing():
+        if unseen is not None and not self._is_dismissed and not sys.is_finalizing():
             self.connection.report_unseen(self.name, self.get_msg_id(unseen.seq - self.first), unseen)

@@ -186,7 +186,7 @@ class _Exchange:
             self._end = None
             self._changed.notify_all()
         for result in dropped:
-            result.slots.note_seen()
+            result.slots.dismiss()
         try:
             withdraw(request for result in dropped for request in result.slots.get_unfinished())
         except HpcviewsError:

@@ -485,7 +485,7 @@ class AsyncResult(Facts, Future[Any]):
             if not super().cancel():
                 return False
             self.set_running_or_notify_cancel()  # tells concurrent.futures.wait and as_completed
-        self.slots.note_seen()
+        self.slots.dismiss()
         withdraw(self.slots.get_unfinished())
         self.on_progress()
         return True

@@ -124,9 +124,14 @@ class Slots(Sequence[tuple[Call, int]]):
         return [(call, index) for call, index in self if call.has_ended(index)]
 
     def note_seen(self) -> None:
-        """Somebody has looked at how they ended."""
+        """Somebody has looked at how things are."""
         for call in self.calls:
             call.note_seen()
+
+    def dismiss(self) -> None:
+        """Nobody wants to know how they end."""
+        for call in self.calls:
+            call.dismiss()
 
 
 def withdraw(requests: Iterable[tuple[Call, int]]) -> None:
