@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
@@ -11,6 +12,13 @@ from typing import Any, overload
 
 from hpcviews.client.slots import Slots, withdraw
 from hpcviews.errors import HpcviewsError
+
+if sys.version_info >= (3, 11):
+    NotReady = TimeoutError
+else:
+
+    class NotReady(FutureTimeoutError, TimeoutError):
+        """What Python calls TimeoutError, and what it calls so in `concurrent.futures`: two classes before 3.11."""
 
 
 class RequestsFuture(Future[Any]):

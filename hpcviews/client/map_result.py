@@ -50,6 +50,7 @@ class AsyncMapResult(AsyncResult):
         """
         self._call = call
         self._sizes = sizes
+        self._length = sum(sizes) if is_map and sizes is not None else call.count
         self._dist = dist
         self._is_map = is_map
         self._joined: Any = UNREAD
@@ -100,14 +101,12 @@ class AsyncMapResult(AsyncResult):
         return [outcome.error] * (1 if self._sizes is None else self._sizes[index])
 
     def __len__(self) -> int:
-        if self._is_map and self._sizes is not None:
-            return sum(self._sizes)
-        return self._call.count
+        return self._length
 
     @property
     def progress(self) -> int:
         """How many of `len(self)` items are done; those of a chunk all at once."""
-        if not self._is_map or self._sizes is None:
+        if not self._is_map or self._sizes is None or len(self) == self._call.count:
             return super().progress
         return sum(size for index, size in enumerate(self._sizes) if self._call.has_ended(index))
 

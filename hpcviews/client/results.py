@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hpcviews.client.facts import Facts
-from hpcviews.client.future import RequestsFuture, bound_timeout
+from hpcviews.client.facts import Facts, join_trackers
+from hpcviews.client.future import NotReady, RequestsFuture, bound_timeout
 from hpcviews.client.outcomes import Failure
 from hpcviews.client.slots import Part, Slots
 from hpcviews.errors import CompositeError, ControllerLost, HpcviewsError, UsageError
@@ -113,7 +113,7 @@ class AsyncResult(Facts, RequestsFuture):
         is_early = return_when == FIRST_EXCEPTION and not return_exceptions
         is_ready = self._wait_when(timeout, FIRST_EXCEPTION) if is_early else self._wait(timeout)
         if not is_ready:
-            raise TimeoutError("Result not ready.")
+            raise NotReady("Result not ready.")
         value: Any = None
         error: BaseException | None
         if not self.done():
@@ -140,7 +140,7 @@ class AsyncResult(Facts, RequestsFuture):
             CancelledError: `cancel` was called.
         """
         if not self._wait(timeout):
-            raise TimeoutError("Result not ready.")
+            raise NotReady("Result not ready.")
         return self._collect(self._return_exceptions)[1]
 
     def _collect(self, return_exceptions: bool) -> tuple[Any, BaseException | None]:
@@ -182,7 +182,7 @@ class AsyncResult(Facts, RequestsFuture):
             What `get` raises.
         """
         if not self._wait(timeout):
-            raise TimeoutError("Result not ready.")
+            raise NotReady("Result not ready.")
         # Not `get`, which joins parts.
         values, error = AsyncResult._collect(self, self._return_exceptions)
         if error is not None:
@@ -243,7 +243,7 @@ class AsyncResult(Facts, RequestsFuture):
             if not self._has_turn(turn):
                 rest = None if end is None else max(0.0, end - time.monotonic())
                 if not self.wait_until(lambda: self._has_turn(turn), rest):  # noqa: B023 - called before turn changes
-                    raise TimeoutError("Result not ready.")
+                    raise NotReady("Result not ready.")
             yield from self._take_turn(turn)
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -341,6 +341,7 @@ class AsyncResult(Facts, RequestsFuture):
             targets=targets,
             is_single=False,
             return_exceptions=all(result._return_exceptions for result in results),
+            tracker=join_trackers([result.tracker for result in results]),
         )
 
 

@@ -14,6 +14,7 @@ from hpcviews.client.bookkeeping import save_ids as save_ids
 from hpcviews.client.bookkeeping import spin_after as spin_after
 from hpcviews.client.bookkeeping import sync_results as sync_results
 from hpcviews.client.executor import ViewExecutor
+from hpcviews.client.facts import join_trackers
 from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags
 from hpcviews.client.functions import PickledFunction, name_function
 from hpcviews.client.history import History
@@ -304,12 +305,7 @@ class View(HasFlags):
 
 def merge_trackers(payloads: list[Payload]) -> zmq.MessageTracker | None:
     """One tracker for several payloads; None if nothing in them is tracked."""
-    trackers = [tracker for payload in payloads if (tracker := payload.tracker()) is not None]
-    if len(trackers) <= 1:
-        return trackers[0] if trackers else None
-    import zmq
-
-    return zmq.MessageTracker(*trackers)
+    return join_trackers(payload.tracker() for payload in payloads)
 
 
 def _refuse_bare(name: str, argument: Any) -> None:

@@ -7,13 +7,14 @@ import concurrent.futures
 import gc
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fake_controller import FakeController
 
+from hpcviews.client.awaiting import wait_until_async
 from hpcviews.client.client import Client
 from hpcviews.client.results import AsyncResult
 from hpcviews.errors import CompositeError, ControllerLost, RemoteError
@@ -146,15 +147,18 @@ def test_shield_keeps_the_result(fake: FakeController, rc: Client) -> None:
 
 
 def test_loop_that_ends_first_is_no_harm(fake: FakeController, rc: Client) -> None:
-    async def forget(ar: AsyncResult) -> None:
-        ar.__aiter__().__anext__().__await__().send(None)
+    async def begin(ar: AsyncResult) -> Coroutine[Any, Any, None]:
+        waiting = wait_until_async(ar, lambda: False)
+        waiting.send(None)
+        return waiting
 
     ar = rc[:].apply_async(double, 1)
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(forget(ar))
+    waiting = loop.run_until_complete(begin(ar))
     loop.close()
     fake.answer(ar.first, "a"), fake.answer(ar.first + 1, "b")
     assert ar.get(10) == ["a", "b"]
+    waiting.close()
 
 
 def test_lost_connection_ends_the_await(fake: FakeController, rc: Client) -> None:

@@ -106,8 +106,9 @@ def test_parallel_function_joins_arrays_as_arrays(rc: Client) -> None:
 
 
 def test_parallel_function_without_waiting_gives_a_map_result(rc: Client) -> None:
-    ar = rc[:].parallel()(lambda xs: [x + 1 for x in xs])(range(7))
-    assert isinstance(ar, AsyncMapResult) and len(ar.msg_ids) == 3
+    view = rc[:]
+    ar = view.parallel()(lambda xs: [x + 1 for x in xs])(range(7))
+    assert isinstance(ar, AsyncMapResult) and len(ar.msg_ids) == 3 and view.history == ar.msg_ids
     assert list(ar) == ar.get(10) == list(range(1, 8))
     assert [len(part.get()) for part in ar.split()] == [3, 2, 2]
     empty = rc[:].parallel()(square)([])
