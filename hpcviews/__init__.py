@@ -24,9 +24,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hpcviews.client.balanced_view import LoadBalancedView
+    from hpcviews.client.broadcast_view import BroadcastView
     from hpcviews.client.client import Client
     from hpcviews.client.direct_view import DirectView
+    from hpcviews.client.executor import ViewExecutor
+    from hpcviews.client.lazy_map import LazyMapIterator
     from hpcviews.client.map_result import AsyncMapResult
+    from hpcviews.client.remote_function import ParallelFunction, RemoteFunction, parallel, remote
     from hpcviews.client.results import AsyncResult
     from hpcviews.client.view import View
     from hpcviews.cluster.cluster import Cluster
@@ -66,18 +70,26 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncMapResult": "hpcviews.client.map_result",
     "AsyncResult": "hpcviews.client.results",
+    "BroadcastView": "hpcviews.client.broadcast_view",
     "Client": "hpcviews.client.client",
     "Cluster": "hpcviews.cluster.cluster",
     "DirectView": "hpcviews.client.direct_view",
+    "LazyMapIterator": "hpcviews.client.lazy_map",
     "LoadBalancedView": "hpcviews.client.balanced_view",
+    "ParallelFunction": "hpcviews.client.remote_function",
     "Reference": "hpcviews.wire.reference",
+    "RemoteFunction": "hpcviews.client.remote_function",
     "View": "hpcviews.client.view",
+    "ViewExecutor": "hpcviews.client.executor",
+    "parallel": "hpcviews.client.remote_function",
+    "remote": "hpcviews.client.remote_function",
 }
 
 __all__ = [
     "AccessRefused",
     "AsyncMapResult",
     "AsyncResult",
+    "BroadcastView",
     "Client",
     "Cluster",
     "CompositeError",
@@ -92,6 +104,7 @@ __all__ = [
     "InvalidDependency",
     "LaunchError",
     "LauncherUnavailable",
+    "LazyMapIterator",
     "LoadBalancedView",
     "MpiMismatch",
     "NameInUse",
@@ -101,9 +114,11 @@ __all__ = [
     "NoSuchEngine",
     "NoSuchRequest",
     "NotEnoughFiles",
+    "ParallelFunction",
     "ProtocolError",
     "Reference",
     "RemoteError",
+    "RemoteFunction",
     "SerializationError",
     "TaskAborted",
     "TaskTimeout",
@@ -112,7 +127,10 @@ __all__ = [
     "UsageError",
     "VersionMismatch",
     "View",
+    "ViewExecutor",
     "__version__",
+    "parallel",
+    "remote",
 ]
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 async def get_async(result: AsyncResult) -> Any:
     """Await its end, and return or raise what `AsyncResult.get` does. Cancelled, it cancels the result."""
     ended = asyncio.Event()
-    result.add_quick_callback(_make_waker(ended))
+    wake = _make_waker(ended)
+    result.add_quick_callback(lambda _: wake())
     try:
         await ended.wait()
     except asyncio.CancelledError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traitlets import TraitError, validate
@@ -11,6 +11,7 @@ from hpcviews.client import maps
 from hpcviews.client.call import Call
 from hpcviews.client.flags import IntFlag
 from hpcviews.client.functions import PickledFunction
+from hpcviews.client.lazy_map import ITEMS_PER_ENGINE, LazyMapIterator
 from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.outgoing import ALONE_BYTES_MIN
 from hpcviews.client.results import AsyncResult
@@ -44,6 +45,8 @@ class LoadBalancedView(View):
         retries: How often a task may be tried again after it failed or lost its engine.
     """
 
+    is_load_balanced = True
+
     retries = IntFlag(0)
 
     def __init__(self, client: Client | None = None, socket: None = None, targets: Any = None, **flags: Any):
@@ -71,11 +74,22 @@ class LoadBalancedView(View):
 
     def _apply(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any], block: bool) -> Any:
         targets = self._get_targets()
-        track = self.track
-        function = self._pickle_function(f, track)
-        payload = self._dumps((args, kwargs), track)
+        function = self._pickle_function(f, self.track)
+        result = self._send_task(get_call_name(f), function, args, kwargs, targets)
+        del args, kwargs, function
+        return self._finish(result, block)
+
+    def _send_task(
+        self,
+        name: str,
+        function: PickledFunction,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: list[int] | None,
+    ) -> AsyncResult:
+        payload = self._dumps((args, kwargs), self.track)
         first = self._connection.reserve(1)
-        call = Call(self.client, get_call_name(f), first, 1)
+        call = Call(self.client, name, first, 1)
         result = AsyncResult(
             Slots.of_call(call), targets=None, is_single=True, tracker=merge_trackers([payload, function.payload])
         )
@@ -83,8 +97,7 @@ class LoadBalancedView(View):
         seqs = range(first, first + 1)
         self._connection.post(call, seqs, [task], payload.frames, function)
         self._record(result, seqs)
-        del args, kwargs, payload, function
-        return self._finish(result, block)
+        return result
 
     def map(
         self,
@@ -114,9 +127,7 @@ class LoadBalancedView(View):
         Raises:
             SerializationError: An item cannot be pickled. Tasks sent before it was reached are withdrawn.
         """
-        if chunksize < 0:
-            raise UsageError(f"chunksize must be 1 or more, not {chunksize}")
-        chunksize = chunksize or 1  # as in IPython.parallel, 0 means one item per task
+        chunksize = _check_chunksize(chunksize)
         targets = self._get_targets()
         is_tracked = self.track if track is None else track
         ready, count = maps.cut_for_map(sequences)
@@ -128,21 +139,87 @@ class LoadBalancedView(View):
         call = Call(self.client, get_call_name(f), first, len(bounds), keep_arrivals=not ordered)
         sizes = [stop - start for start, stop in bounds]
         result = AsyncMapResult(call, sizes, targets=None, return_exceptions=return_exceptions)
-        self._post_tasks(call, result, ready, bounds, function, targets, return_exceptions, is_tracked)
-        del ready, sequences, function
+        chunks = (([seq[start:stop] for seq in ready], return_exceptions) for start, stop in bounds)
+        self._post_tasks(call, result, "map", chunks, sizes, function, targets, is_tracked)
+        del ready, sequences, function, chunks
+        return self._finish(result, self.block if block is None else block)
+
+    def imap(
+        self,
+        f: Callable[..., Any] | Reference,
+        /,
+        *sequences: Any,
+        ordered: bool = True,
+        max_outstanding: int | str = "auto",
+        return_exceptions: bool = False,
+    ) -> LazyMapIterator:
+        """Iterate over the results of `f` for inputs that are taken as it goes: they may be endless, or slow.
+
+        Args:
+            f: Called with one item of each sequence, a task each. Or a Reference.
+            sequences: Any iterables; the shortest one counts. They are iterated in a thread, not in the caller's.
+            ordered: Give results in the order of the inputs; else as they arrive.
+            max_outstanding: How many inputs may have been taken whose results have not been given, so that a slow
+                consumer holds the inputs back. "auto": four per engine. 0: no limit.
+            return_exceptions: Give an error in place of the result of a call that failed, and go on.
+        Returns:
+            An iterator, which ends with the first error, of a call or of the inputs. Its `cancel` ends it early.
+        """
+        limit = max_outstanding
+        if limit != "auto" and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+            raise UsageError(f"max_outstanding must be 'auto', or an integer from 0 on, not {limit!r}")
+        if not sequences:
+            raise TypeError("imap() needs a function and at least one sequence")
+        rows = zip(*sequences, strict=False)
+        targets = self._get_targets()
+        function = self._pickle_function(f, self.track)
+        name = get_call_name(f)
+        # This thread's flags, for the thread that submits; also those that are set for a with-block.
+        flags = {flag: getattr(self, flag) for flag in self.flag_names()}
+        return LazyMapIterator(
+            rows,
+            lambda row: self._send_task(name, function, row, {}, targets),
+            lambda: max(1, ITEMS_PER_ENGINE * len(self)) if isinstance(limit, str) else limit,
+            self.temp_flags(**flags),
+            is_ordered=ordered,
+            return_exceptions=return_exceptions,
+        )
+
+    def apply_to_parts(
+        self,
+        f: Callable[..., Any] | Reference,
+        sequences: Sequence[Any],
+        *,
+        block: bool | None = None,
+        dist: str = "b",
+        chunksize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Call `f` once for each `chunksize` items of the sequences, on any engine. Arrays are sent uncopied."""
+        ready, length = maps.measure(sequences)
+        rows, sizes = maps.cut_in_parts(ready, -(-length // _check_chunksize(chunksize or 1)), dist)
+        targets = self._get_targets()
+        function = self._pickle_function(f, self.track)
+        first = self._connection.reserve(len(rows))
+        call = Call(self.client, get_call_name(f), first, len(rows), keep_arrivals=not ordered)
+        result = AsyncMapResult(call, sizes, targets=None, dist=dist, is_map=False, return_exceptions=return_exceptions)
+        self._post_tasks(call, result, "apply", ((row, {}) for row in rows), sizes, function, targets, self.track)
+        del ready, rows, sequences, function
         return self._finish(result, self.block if block is None else block)
 
     def _post_tasks(
         self,
         call: Call,
         result: AsyncMapResult,
-        sequences: list[Any],
-        bounds: list[tuple[int, int]],
+        op: str,
+        arguments: Iterable[Any],
+        sizes: list[int],
         function: PickledFunction,
         targets: list[int] | None,
-        return_exceptions: bool,
         track: bool,
     ) -> None:
+        """Tasks of one call, in pieces, so that engines start before the last is pickled."""
         retries = self.retries
         digest = function.digest
         tracked: list[Payload] = [function.payload] if track else []
@@ -151,14 +228,16 @@ class LoadBalancedView(View):
         size = 0
         done: int = call.first
         seq: int = call.first
-        for start, stop in bounds:
+        for argument in arguments:
             try:
-                payload = self._dumps(([s[start:stop] for s in sequences], return_exceptions), track)
+                payload = self._dumps(argument, track)
             except SerializationError as error:
                 self._connection.post(None, range(0), [m.Abort(list(range(call.first, done)))], [])
+                start = sum(sizes[: seq - call.first])
+                stop = start + sizes[seq - call.first]
                 raise SerializationError(f"items {start} to {stop - 1}: {error}") from error
             own = payload.frames
-            messages.append(m.Task(payload.data, len(own), seq, "map", digest, targets, retries))
+            messages.append(m.Task(payload.data, len(own), seq, op, digest, targets, retries))
             seq += 1
             if own:
                 frames += own
@@ -184,3 +263,9 @@ class LoadBalancedView(View):
     ) -> None:
         self._connection.post(call, seqs, messages, frames, function)
         self._record(result, seqs)
+
+
+def _check_chunksize(chunksize: int) -> int:
+    if chunksize < 0:
+        raise UsageError(f"chunksize must be 1 or more, not {chunksize}")
+    return chunksize or 1  # as in IPython.parallel, 0 means one item per task

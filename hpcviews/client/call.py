@@ -86,6 +86,8 @@ class Call:
         """How many have not ended."""
         self.failed = 0
         """How many have failed."""
+        self.is_let_go = False
+        """Whether the values have been freed."""
         self.arrivals: list[int] | None = [] if keep_arrivals else None
         self._decode = decode
         self._msg_ids = msg_ids
@@ -101,6 +103,7 @@ class Call:
         self._reading = threading.RLock()
         self._watchers: list[tuple[Watcher, int]] = []
         self._slot_watchers: dict[int, list[tuple[Watcher, int]]] = {}
+        self._is_dismissed = False
         self._unseen: m.Result | None = None
         """The first failure that nobody has looked at, if it is worth a word when the call is dropped."""
 
@@ -190,6 +193,16 @@ class Call:
         assert result is not None
         return result
 
+    def find_index(self, msg_id: str) -> int | None:
+        """Which of its requests has that msg_id; None if none has."""
+        if self._msg_ids is not None:
+            return next((index for index, own in enumerate(self._msg_ids) if own == msg_id), None)
+        session, _, seq = msg_id.rpartition("-")
+        if session != self.connection.session or not seq.isdecimal():
+            return None
+        index = int(seq) - self.first
+        return index if 0 <= index < self.count else None
+
     @property
     def submitted(self) -> float:
         """When the first of them was submitted, Unix seconds."""
@@ -218,6 +231,7 @@ class Call:
         """Free the values; who reads one from now on gets `why`."""
         with self._reading:
             self._values = [Failure(why)] * self.count
+            self.is_let_go = True
 
     def _unpickle(self, index: int) -> Any:
         result = self.get_result(index)
@@ -269,11 +283,15 @@ class Call:
     # ------------------------------------------------------------ failures that nobody looks at
 
     def note_seen(self) -> None:
-        """Somebody has looked at how it ended, or does not want to know."""
+        """Somebody has looked at how things are."""
         self._unseen = None
+
+    def dismiss(self) -> None:
+        """Nobody wants to know how it ends."""
+        self._is_dismissed = True
 
     def __del__(self) -> None:
         unseen = self._unseen
         # At the interpreter's end every result is dropped: what is not looked at by then was not meant to be.
-        if unseen is not None and not sys.is_finalizing():
+        if unseen is not None and not self._is_dismissed and not sys.is_finalizing():
             self.connection.report_unseen(self.name, self.get_msg_id(unseen.seq - self.first), unseen)

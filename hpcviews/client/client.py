@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 from traitlets import Bool, HasTraits
 
 from hpcviews.client.balanced_view import LoadBalancedView
+from hpcviews.client.broadcast_view import BroadcastView
 from hpcviews.client.connection import Connection
 from hpcviews.client.direct_view import DirectView
+from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.history import History
 from hpcviews.client.results import AsyncResult
 from hpcviews.client.slots import withdraw
@@ -117,6 +119,14 @@ class Client(HasTraits):
     def load_balanced_view(self, targets: Any = None, **flags: Any) -> LoadBalancedView:
         """A view whose tasks go to whichever engine is free; `targets` restricts the choice."""
         return LoadBalancedView(self, targets=targets, **flags)
+
+    def broadcast_view(self, targets: Any = "all", is_coalescing: bool = False, **flags: Any) -> BroadcastView:
+        """A direct view of the engines that are there now, by the name ipyparallel has for it."""
+        return BroadcastView(self, targets=targets, is_coalescing=is_coalescing, **flags)
+
+    def executor(self, targets: Any = None) -> ViewExecutor:
+        """A `concurrent.futures.Executor` on whichever engines are free; `targets` restricts the choice."""
+        return self.load_balanced_view(targets).executor
 
     def wait_for_engines(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tokenize
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpcviews.client import maps
@@ -14,8 +14,10 @@ from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.replies import ExecuteReply
 from hpcviews.client.results import AsyncResult
 from hpcviews.client.slots import Slots
+from hpcviews.client.synced_imports import SyncedImports
 from hpcviews.client.targets import Targets, freeze_targets, parse_targets
 from hpcviews.client.view import View, get_call_name, merge_trackers
+from hpcviews.errors import UsageError
 from hpcviews.wire import messages as m
 from hpcviews.wire.payload import Payload
 from hpcviews.wire.reference import Reference
@@ -227,6 +229,47 @@ class DirectView(View):
     def __getitem__(self, key: str | list[str]) -> Any:
         return self.get(key)
 
+    # ------------------------------------------------------------ imports and pickling
+
+    def sync_imports(self, local: bool = True, quiet: bool = False) -> SyncedImports:
+        """With-block whose import statements are executed on the engines too, as they stand: with their ``as``.
+
+        Only statements of the block itself count, in the thread that runs it; relative ones are made absolute. On
+        the engines they run in order with other requests; leaving the block waits for them.
+
+        Args:
+            local: Import here as well. Otherwise the names are unusable here after the block, or what they were
+                before.
+            quiet: Do not print what is imported.
+        Raises:
+            RemoteError, CompositeError: Leaving the block: an engine could not import something.
+        """
+        return SyncedImports(self, local, quiet)
+
+    @property
+    def importer(self) -> SyncedImports:
+        """``sync_imports()`` without parentheses."""
+        return self.sync_imports()
+
+    def use_cloudpickle(self) -> Any:
+        """Does nothing, and gives what a call on the engines gives: functions always travel by cloudpickle."""
+        return self.apply(type(None))
+
+    def use_pickle(self) -> Any:
+        """Does nothing, and gives what a call on the engines gives: objects always travel by pickle protocol 5."""
+        return self.apply(type(None))
+
+    def use_dill(self) -> None:
+        """Refused.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "dill is not used: functions, lambdas, closures and classes of __main__ travel by cloudpickle already, "
+            "and dill has no way to send arrays uncopied; for an object that only dill can pickle, send dill.dumps(obj)"
+        )
+
     # ------------------------------------------------------------ sequences
 
     def scatter(
@@ -333,6 +376,38 @@ class DirectView(View):
         )
         self._post_to_each(call, result, "map", payloads, chosen, function)
         del payloads, ready, sequences, function
+        return self._finish(result, self._get_block(block))
+
+    def apply_to_parts(
+        self,
+        f: Callable[..., Any] | Reference,
+        sequences: Sequence[Any],
+        *,
+        block: bool | None = None,
+        dist: str = "b",
+        chunksize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Call `f` on each engine with its part of the sequences. Arrays are sent uncopied."""
+        chosen = self._resolve()
+        ready, _ = maps.measure(sequences)
+        rows, sizes = maps.cut_in_parts(ready, len(chosen.ids), dist)
+        function = self._pickle_function(f, self.track)
+        payloads = [self._dumps((row, {}), self.track) for row in rows]
+        del ready, rows, sequences
+        call = Call(self.client, get_call_name(f), self._connection.reserve(len(payloads)), len(payloads))
+        result = AsyncMapResult(
+            call,
+            sizes,
+            targets=list(chosen.ids[: len(payloads)]),
+            dist=dist,
+            is_map=False,
+            return_exceptions=return_exceptions,
+            tracker=merge_trackers([*payloads, function.payload]),
+        )
+        self._post_to_each(call, result, "apply", payloads, chosen, function)
+        del payloads, function
         return self._finish(result, self._get_block(block))
 
 

@@ -140,4 +140,14 @@ class Facts:
             raise TimeoutError("Still waiting to be sent") from None
 
 
+def join_trackers(trackers: Iterable[zmq.MessageTracker | None]) -> zmq.MessageTracker | None:
+    """One tracker for several; None if there is none."""
+    known = [tracker for tracker in trackers if tracker is not None]
+    if len(known) <= 1:
+        return known[0] if known else None
+    import zmq
+
+    return zmq.MessageTracker(*known)
+
+
 _METADATA_NAMES = frozenset(make_metadata(MsgId(""), 0.0, 0.0, None, None, None))

@@ -65,7 +65,13 @@ class HasFlags(HasTraits):
         """The names `set_flags` takes."""
         return sorted(name for name, trait in cls.class_traits().items() if isinstance(trait, _PerThread))
 
-    def _check_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+    def check_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """The flags as they would be set.
+
+        Raises:
+            KeyError: One of them does not exist; the message has those that do.
+            TraitError: One of them cannot have that value.
+        """
         checked = {}
         for name, value in flags.items():
             if name not in self.flag_names():
@@ -80,7 +86,7 @@ class HasFlags(HasTraits):
             KeyError: There is no such flag. None has been set.
             traitlets.TraitError: A value of the wrong type. None has been set.
         """
-        for name, value in self._check_flags(flags).items():
+        for name, value in self.check_flags(flags).items():
             setattr(self, name, value)
         return self
 
@@ -91,7 +97,7 @@ class HasFlags(HasTraits):
         They are restored also when the block raises.
         """
         before = self._temporary.flags
-        self._temporary.flags = {**before, **self._check_flags(flags)}
+        self._temporary.flags = {**before, **self.check_flags(flags)}
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-from hpcviews.ids import MsgId, Seq, Session, render_msg_id
+from hpcviews.ids import MsgId, Seq, Session, parse_msg_id, render_msg_id
 
 
 class History(Sequence[MsgId]):
@@ -32,6 +32,17 @@ class History(Sequence[MsgId]):
             self._ranges.append(seqs)
             self._starts.append(self._count)
         self._count += len(seqs)
+
+    def has_seq(self, seq: int) -> bool:
+        """Whether that request is in it."""
+        return any(seq in seqs for seqs in self._ranges)
+
+    def __contains__(self, msg_id: object) -> bool:
+        try:
+            session, seq = parse_msg_id(str(msg_id))
+        except ValueError:
+            return False
+        return session == self._session and self.has_seq(seq)
 
     def __len__(self) -> int:
         return self._count

@@ -43,6 +43,34 @@ def flatten_parts(parts: list[Any]) -> list[Any]:
     return [_first(part) for part in parts]
 
 
+def cut_in_parts(sequences: Sequence[Any], parts: int, dist: str) -> tuple[list[tuple[Any, ...]], list[int]]:
+    """The parts of several sequences that belong together, and how many items each has; empty ones are left out.
+
+    Raises:
+        TypeError: One of them is no sequence or iterable.
+        ValueError: They are not of one length; see `measure`.
+    """
+    columns = [partition(seq, parts, dist) for seq in sequences]
+    rows = [row for row in zip(*columns, strict=True) if len(row[0])]
+    return rows, [len(row[0]) for row in rows]
+
+
+def measure(sequences: Sequence[Any]) -> tuple[list[Any], int]:
+    """The sequences, things without a length made lists, and their common length.
+
+    Raises:
+        TypeError: There are none, or one of them is no iterable.
+        ValueError: They are not of one length.
+    """
+    if not sequences:
+        raise TypeError("a parallel function needs at least one sequence")
+    ready = [_as_sliceable(seq) for seq in sequences]
+    lengths = [len(seq) for seq in ready]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"all sequences must have equal length, but have {lengths}")
+    return ready, lengths[0]
+
+
 def _block_bounds(length: int, parts: int) -> list[tuple[int, int]]:
     if not parts:
         return []
@@ -120,6 +148,11 @@ def join(parts: Sequence[Any], dist: str = "b") -> Any:
     if kinds <= {list, tuple, range}:
         return _join_items(parts, dist)
     return list(parts)
+
+
+def has_items(part: Any) -> bool:
+    """Whether it is joined item by item: a list, a tuple, or an array that is no scalar."""
+    return isinstance(part, list | tuple) or (_is_array(part) and part.ndim > 0)
 
 
 def join_lists(parts: Sequence[Any], dist: str = "b") -> list[Any]:

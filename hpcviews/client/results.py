@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-import threading
+import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from collections import Counter
+from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from hpcviews.client.facts import Facts
+from hpcviews.client.facts import Facts, join_trackers
+from hpcviews.client.future import NotReady, RequestsFuture, bound_timeout
 from hpcviews.client.outcomes import Failure
-from hpcviews.client.slots import Part, Slots, withdraw
-from hpcviews.errors import CompositeError, ControllerLost, UsageError
+from hpcviews.client.slots import Part, Slots
+from hpcviews.errors import CompositeError, ControllerLost, HpcviewsError, UsageError
 from hpcviews.ids import Seq
 
 if TYPE_CHECKING:
     import zmq
 
+    from hpcviews.client.call import Call
 
-class AsyncResult(Facts, Future[Any]):
+
+class AsyncResult(Facts, RequestsFuture):
     """The result of a call that may still run; a real `concurrent.futures.Future`, and awaitable.
 
     A call with an integer target has one value, any other a list of values in the order of the targets. Failures:
@@ -47,19 +49,13 @@ class AsyncResult(Facts, Future[Any]):
         return_exceptions: bool = False,
         tracker: zmq.MessageTracker | None = None,
     ):
-        super().__init__()
-        self.slots = slots
+        super().__init__(slots, is_failure_an_error=not return_exceptions)
         self.targets = targets
         self._is_single = is_single
         self._return_exceptions = return_exceptions
         self._tracker = tracker
-        self._deciding = threading.Lock()
-        """Held while it becomes finished or cancelled, so that it becomes only one of them."""
-        self._listeners: list[Callable[[], None]] = []
-        """Called whenever some of its requests have ended, mostly in the I/O thread: they must not wait."""
         self._children: tuple[AsyncResult, ...] | None = None
-        self._running_parts = set(range(len(slots.parts)))
-        slots.watch(self)
+        slots.watch(self)  # last: what has ended is told before this returns
 
     def __repr__(self) -> str:
         count = len(self.slots)
@@ -87,123 +83,6 @@ class AsyncResult(Facts, Future[Any]):
         """The client's number of its first request."""
         part = self.slots.parts[0]
         return Seq(part.call.first + (part.only or 0))
-
-    # ------------------------------------------------------------ the I/O thread (and `Slots.watch`)
-
-    def on_part_end(self, part: int) -> None:
-        """All requests of a part have ended."""
-        self._running_parts.discard(part)
-        if not self._running_parts:
-            with self._deciding:
-                if not self.done():
-                    super().set_result(None)  # the state only; the value is read when somebody asks
-
-    def on_progress(self) -> None:
-        """Requests have ended: tell who waits for single ones."""
-        for listener in tuple(self._listeners):
-            listener()
-
-    # ------------------------------------------------------------ waiting
-
-    def _check_process(self) -> None:
-        if not self.done():
-            for call in self.slots.calls:
-                call.connection.check_process()
-
-    def _wait(self, timeout: float | None) -> bool:
-        """True when done; raises CancelledError if it was cancelled."""
-        self._check_process()
-        try:
-            super().result(_bound(timeout))
-        except FutureTimeoutError:
-            return False
-        return True
-
-    def wait_until(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until a condition holds that changes when requests end, or until the call is done.
-
-        Args:
-            predicate: Looked at whenever requests of this call have ended; must be quick, and must not wait.
-            timeout: Give up after this many seconds; None or negative waits for ever.
-        Returns:
-            False if the time was over.
-        """
-        self._check_process()
-        step = threading.Condition()
-
-        def notify() -> None:
-            with step:
-                step.notify_all()
-
-        with self.listening(notify), step:
-            return step.wait_for(lambda: predicate() or self.done(), _bound(timeout))
-
-    @contextmanager
-    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
-        """Have `listener` called whenever some of its requests have ended, for the length of a with-block.
-
-        It is called in the I/O thread and must not wait. Look at the state only after this has begun: whoever stores
-        a result after the look, calls.
-        """
-        self._listeners.append(listener)
-        try:
-            yield
-        finally:
-            self._listeners.remove(listener)
-
-    @overload
-    def wait(self, timeout: float | None = -1, return_when: None = None) -> bool: ...
-    @overload
-    def wait(self, timeout: float | None, return_when: str) -> tuple[set[AsyncResult], set[AsyncResult]]: ...
-    @overload
-    def wait(self, timeout: float | None = -1, *, return_when: str) -> tuple[set[AsyncResult], set[AsyncResult]]: ...
-    def wait(self, timeout: float | None = -1, return_when: str | None = None) -> Any:
-        """Wait until all requests of this call have ended, however; or as `return_when` says.
-
-        Args:
-            timeout: Give up after this many seconds; None or negative waits for ever.
-            return_when: FIRST_COMPLETED, FIRST_EXCEPTION or ALL_COMPLETED of `concurrent.futures`.
-        Returns:
-            Whether they have ended. With `return_when`: the sets of those that have and have not, as `split` gives
-            them.
-        """
-        if return_when is None:
-            try:
-                return self._wait(timeout)
-            except CancelledError:
-                return True
-        self._wait_when(timeout, return_when)
-        children = self.split()
-        done = {child for child in children if child.done()}
-        return done, set(children) - done
-
-    def _wait_when(self, timeout: float | None, return_when: str) -> bool:
-        if return_when == FIRST_COMPLETED:
-            return self.wait_until(lambda: self.slots.ended > 0, timeout)
-        if return_when == FIRST_EXCEPTION:
-            return self.wait_until(lambda: self.slots.failed > 0, timeout)
-        if return_when != "ALL_COMPLETED":
-            raise ValueError(f"return_when must be one of concurrent.futures' constants, not {return_when!r}")
-        return self.wait_until(self.done, timeout)
-
-    def wait_for_output(self, timeout: float | None = -1) -> bool:
-        """As `wait`: what a request writes always arrives before its result."""
-        return self.wait(timeout)
-
-    def ready(self) -> bool:
-        """Whether all requests of this call have ended."""
-        return self.done()
-
-    def successful(self) -> bool:
-        """Whether none of them failed.
-
-        Raises:
-            RuntimeError: They have not ended.
-        """
-        if not self.done():
-            raise RuntimeError("Cannot check successful() if not done.")
-        self.slots.note_seen()
-        return not self.cancelled() and not self.slots.failed
 
     # ------------------------------------------------------------ values
 
@@ -234,7 +113,7 @@ class AsyncResult(Facts, Future[Any]):
         is_early = return_when == FIRST_EXCEPTION and not return_exceptions
         is_ready = self._wait_when(timeout, FIRST_EXCEPTION) if is_early else self._wait(timeout)
         if not is_ready:
-            raise TimeoutError("Result not ready.")
+            raise NotReady("Result not ready.")
         value: Any = None
         error: BaseException | None
         if not self.done():
@@ -245,8 +124,7 @@ class AsyncResult(Facts, Future[Any]):
         if error is None:
             return value
         try:
-            # A copy: the traceback of what is raised refers to the caller's frames, and they to this object.
-            raise copy.copy(error)
+            raise _make_raisable(error)
         finally:
             self = error = None  # type: ignore[assignment]
 
@@ -262,7 +140,7 @@ class AsyncResult(Facts, Future[Any]):
             CancelledError: `cancel` was called.
         """
         if not self._wait(timeout):
-            raise TimeoutError("Result not ready.")
+            raise NotReady("Result not ready.")
         return self._collect(self._return_exceptions)[1]
 
     def _collect(self, return_exceptions: bool) -> tuple[Any, BaseException | None]:
@@ -297,20 +175,23 @@ class AsyncResult(Facts, Future[Any]):
         return self.get_dict()
 
     def get_dict(self, timeout: float | None = -1) -> dict[int, Any]:
-        """The values by engine id, waited for.
+        """The values by engine id, waited for; of a map or a gather, the parts.
 
         Raises:
             ValueError: Several requests ran on one engine.
+            What `get` raises.
         """
-        self.get(timeout)
-        values = [call.read(index) for call, index in self.slots]
+        if not self._wait(timeout):
+            raise NotReady("Result not ready.")
+        # Not `get`, which joins parts.
+        values, error = AsyncResult._collect(self, self._return_exceptions)
+        if error is not None:
+            raise _make_raisable(error)
         engines = [call.get_result(index).engine for call, index in self.slots]
-        by_engine: dict[int, Any] = {}
-        for engine, value in zip(engines, values, strict=True):
-            if engine in by_engine:
-                raise ValueError(f"Cannot build dict, {engines.count(engine)} jobs ran on engine #{engine}")
-            by_engine[engine] = value.error if isinstance(value, Failure) else value
-        return by_engine
+        for engine, jobs in Counter(engines).most_common(1):
+            if jobs > 1:
+                raise ValueError(f"Cannot build dict, {jobs} jobs ran on engine #{engine}")
+        return dict(zip(engines, [values] if self._is_single else values, strict=True))
 
     def __getitem__(self, key: int | slice | str) -> Any:
         """A value by position; or by name, a metadata value or the list of them.
@@ -339,17 +220,30 @@ class AsyncResult(Facts, Future[Any]):
             TypeError: It has one value.
             CompositeError: When it comes to a failed request.
         """
+        return self.iterate()
+
+    def iterate(self, timeout: float | None = None) -> Iterator[Any]:
+        """As iterating over it, with a time limit.
+
+        Args:
+            timeout: From now on, seconds until a value that is asked for must be there; None or negative: any time.
+        Raises:
+            TimeoutError: In the iteration: a value was not there in time.
+        """
         self._check_iterable()
-        return self._iterate()
+        limit = bound_timeout(timeout)
+        return self._iterate(None if limit is None else time.monotonic() + limit)
 
     def _check_iterable(self) -> None:
         if self._is_single:
             raise TypeError("AsyncResults with a single result are not iterable.")
 
-    def _iterate(self) -> Iterator[Any]:
+    def _iterate(self, end: float | None) -> Iterator[Any]:
         for turn in range(len(self.slots)):
             if not self._has_turn(turn):
-                self.wait_until(lambda: self._has_turn(turn))  # noqa: B023 - called before turn changes
+                rest = None if end is None else max(0.0, end - time.monotonic())
+                if not self.wait_until(lambda: self._has_turn(turn), rest):  # noqa: B023 - called before turn changes
+                    raise NotReady("Result not ready.")
             yield from self._take_turn(turn)
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -382,7 +276,7 @@ class AsyncResult(Facts, Future[Any]):
         outcome = call.read(index)
         if isinstance(outcome, Failure):
             if not self._return_exceptions:
-                raise copy.copy(self._combine([outcome.error]))
+                raise _make_raisable(self._combine([outcome.error]))
             outcome = outcome.error
         return [outcome]
 
@@ -410,12 +304,12 @@ class AsyncResult(Facts, Future[Any]):
         Raises:
             KeyError: It is none of them.
         """
-        for call, index in self.slots:
-            if call.get_msg_id(index) == msg_id:
-                return self if self._is_single else self._pick(call, index)
-        raise KeyError(f"{msg_id} is none of the {len(self.slots)} requests of {self!r}")
+        found = self.slots.find(msg_id)
+        if found is None:
+            raise KeyError(f"{msg_id} is none of the {len(self.slots)} requests of {self!r}")
+        return self if self._is_single else self._pick(*found)
 
-    def _pick(self, call: Any, index: int) -> AsyncResult:
+    def _pick(self, call: Call, index: int) -> AsyncResult:
         targets = self.targets[index] if isinstance(self.targets, list) and len(self.slots.parts) == 1 else None
         return AsyncResult(
             Slots((Part(call, index),)),
@@ -447,55 +341,13 @@ class AsyncResult(Facts, Future[Any]):
             targets=targets,
             is_single=False,
             return_exceptions=all(result._return_exceptions for result in results),
+            tracker=join_trackers([result.tracker for result in results]),
         )
 
-    # ------------------------------------------------------------ ending it early
 
-    def cancel(self) -> bool:
-        """Give the call up: requests that have not started are withdrawn.
+def _make_raisable(error: BaseException) -> BaseException:
+    """A copy: the traceback of what is raised refers to the caller's frames, and they to the result that keeps it.
 
-        Those that run go on, and their results are dropped. From now on `get` raises CancelledError.
-
-        Returns:
-            False if all had ended already.
-        """
-        with self._deciding:
-            if self.cancelled():
-                return True
-            if not super().cancel():
-                return False
-            self.set_running_or_notify_cancel()  # tells concurrent.futures.wait and as_completed
-        self.slots.note_seen()
-        withdraw(self.slots.get_unfinished())
-        self.on_progress()
-        return True
-
-    def abort(self) -> None:
-        """Withdraw the requests that have not started: they end with TaskAborted; those that run go on.
-
-        Raises:
-            RuntimeError: All have ended.
-        """
-        if self.done():
-            raise RuntimeError("Can't abort, I am already done!")
-        withdraw(self.slots.get_unfinished())
-
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Call ``fn(self)`` when the call is done: at once if it is, else in the client's thread for callbacks.
-
-        A callback may wait for other results. An exception of it is logged.
-        """
-        if self.done():
-            super().add_done_callback(fn)
-            return
-        run_callback = self.slots.parts[0].call.connection.run_callback
-        self.add_quick_callback(lambda: run_callback(lambda: fn(self)))
-
-    def add_quick_callback(self, fn: Callable[[], object]) -> None:
-        """Call ``fn()`` when the call is done: at once, or in the I/O thread, where it must not wait for anything."""
-        super().add_done_callback(lambda _: fn())
-
-
-def _bound(timeout: float | None) -> float | None:
-    """A time limit as the standard library wants it: None for none."""
-    return None if timeout is None or timeout < 0 else timeout
+    Not of the exceptions of others, which need not survive being copied.
+    """
+    return copy.copy(error) if isinstance(error, HpcviewsError) else error

@@ -81,6 +81,14 @@ class Slots(Sequence[tuple[Call, int]]):
             for index in part.indices:
                 yield part.call, index
 
+    def find(self, msg_id: str) -> tuple[Call, int] | None:
+        """The request of that msg_id; None if it is none of them."""
+        for part in self.parts:
+            index = part.call.find_index(msg_id)
+            if index is not None and part.only in (None, index):
+                return part.call, index
+        return None
+
     @property
     def calls(self) -> list[Call]:
         """The calls they are of, each once."""
@@ -116,9 +124,14 @@ class Slots(Sequence[tuple[Call, int]]):
         return [(call, index) for call, index in self if call.has_ended(index)]
 
     def note_seen(self) -> None:
-        """Somebody has looked at how they ended."""
+        """Somebody has looked at how things are."""
         for call in self.calls:
             call.note_seen()
+
+    def dismiss(self) -> None:
+        """Nobody wants to know how they end."""
+        for call in self.calls:
+            call.dismiss()
 
 
 def withdraw(requests: Iterable[tuple[Call, int]]) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from traitlets import Any as AnyTrait
 from traitlets import Instance
 
+from hpcviews.client.bookkeeping import save_ids as save_ids
+from hpcviews.client.bookkeeping import spin_after as spin_after
+from hpcviews.client.bookkeeping import sync_results as sync_results
+from hpcviews.client.executor import ViewExecutor
+from hpcviews.client.facts import join_trackers
 from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags
 from hpcviews.client.functions import PickledFunction, name_function
 from hpcviews.client.history import History
+from hpcviews.client.live_mapping import LiveMapping, read_outcome
+from hpcviews.client.remote_function import ParallelFunction, RemoteFunction, parallel, remote
 from hpcviews.client.results import AsyncResult
 from hpcviews.errors import SerializationError
 from hpcviews.ids import MsgId
@@ -25,14 +32,18 @@ if TYPE_CHECKING:
     from hpcviews.client.client import Client
 
 
-class _Outstanding(AnyTrait):
-    """Computed when it is looked at, so it can never be out of date."""
+class _Computed(AnyTrait):
+    """A trait that is computed when it is looked at, so it can never be out of date."""
+
+    def __init__(self, compute: Callable[[Any], Any]):
+        super().__init__()
+        self._compute = compute
 
     def get(self, obj: Any, cls: Any = None) -> Any:
-        return obj._get_outstanding()
+        return self._compute(obj)
 
     def set(self, obj: Any, value: Any) -> None:
-        raise AttributeError("outstanding follows from what has been submitted; it cannot be set")
+        raise AttributeError(f"{self.name} follows from what has been submitted; it cannot be set")
 
 
 class View(HasFlags):
@@ -47,14 +58,19 @@ class View(HasFlags):
         targets: Which engines it is for.
         history: msg_ids of all requests submitted through it, in order.
         outstanding: Those that have not ended.
+        results: Values by msg_id, or errors, of those that have, and whose AsyncResult somebody holds.
     """
+
+    is_load_balanced: ClassVar[bool] = False
+    """Whether the controller chooses the engines."""
 
     client: Client = Instance("hpcviews.client.client.Client", allow_none=True)  # type: ignore[assignment]
     block = BoolFlag(False)
     track = BoolFlag(False)
     targets = AnyFlag(None)
     history = Instance(History)
-    outstanding = _Outstanding()
+    outstanding = _Computed(lambda view: view._get_outstanding())
+    results = _Computed(lambda view: LiveMapping(view._get_results, read_outcome))
 
     def __init__(self, client: Client | None = None, socket: None = None, **flags: Any):
         if type(self) is View:
@@ -66,6 +82,7 @@ class View(HasFlags):
         self._connection = connection
         self._results: weakref.WeakSet[AsyncResult] = weakref.WeakSet()
         self._recording = threading.Lock()
+        self._executor: ViewExecutor | None = None
         self.set_flags(**flags)
 
     def __repr__(self) -> str:
@@ -73,6 +90,13 @@ class View(HasFlags):
         if len(text) > 16:
             text = text[:12] + "...]"
         return f"<{type(self).__name__} {text}>"
+
+    def __len__(self) -> int:
+        """How many engines it is for."""
+        raise NotImplementedError("in the subclasses")
+
+    def __bool__(self) -> bool:
+        return True  # also while there are no engines
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be sent or pickled; it belongs to this process's Client")
@@ -121,6 +145,59 @@ class View(HasFlags):
         """Iterate over the results of `map` as they arrive. Leave arrays alone until the end."""
         return iter(self.map_async(f, *sequences, **kwargs))
 
+    def remote(
+        self, block: bool | None = None, **flags: Any
+    ) -> Callable[[Callable[..., Any] | Reference], RemoteFunction]:
+        """Decorator, used as ``@view.remote()``: calls of the function run on the engines of this view.
+
+        Args:
+            block: Wait for the result of each call; None: as the view's flag is now.
+            flags: Flags of this view, set for each call.
+        """
+        _refuse_bare("remote", block)
+        return remote(self, block, **flags)
+
+    def parallel(
+        self, dist: str = "b", block: bool | None = None, **options: Any
+    ) -> Callable[[Callable[..., Any] | Reference], ParallelFunction]:
+        """Decorator, used as ``@view.parallel()``: a call gives each engine a part of its arguments.
+
+        Args:
+            dist: "b": parts are contiguous blocks, "r": dealt out in turn.
+            block: Wait for the result of each call; None: as the view's flag is now.
+            options: `ordered`, `chunksize`, `return_exceptions` of ParallelFunction, and flags of this view.
+        """
+        _refuse_bare("parallel", dist)
+        return parallel(self, dist, block, **options)
+
+    def apply_to_parts(
+        self,
+        f: Callable[..., Any] | Reference,
+        sequences: Sequence[Any],
+        *,
+        block: bool | None = None,
+        dist: str = "b",
+        chunksize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Cut sequences of one length into parts, and call `f` once with each; what a ParallelFunction does.
+
+        Arrays are sent uncopied. For the arguments see ParallelFunction.
+
+        Returns:
+            The joined values, or with ``block=False`` an AsyncMapResult.
+        """
+        raise NotImplementedError("in the subclasses")
+
+    @property
+    def executor(self) -> ViewExecutor:
+        """This view as a `concurrent.futures.Executor`; after its shutdown, a new one."""
+        with self._recording:
+            if self._executor is None or self._executor.is_shut_down:
+                self._executor = ViewExecutor(self)
+            return self._executor
+
     @staticmethod
     def _refuse_block(method: str, kwargs: dict[str, Any]) -> None:
         if "block" in kwargs:
@@ -151,7 +228,7 @@ class View(HasFlags):
         self.client._remember(result)
 
     def _finish(self, result: AsyncResult, block: bool) -> Any:
-        """The AsyncResult, or its value."""
+        """The AsyncResult, or with `block` its value, waited for."""
         if not block:
             return result
         try:
@@ -166,10 +243,30 @@ class View(HasFlags):
 
     # ------------------------------------------------------------ what was submitted
 
-    def _get_outstanding(self) -> set[MsgId]:
+    def _get_results(self) -> list[AsyncResult]:
+        """Those that are alive, in the order they were submitted."""
         with self._recording:
             results = list(self._results)
+        return sorted(results, key=lambda result: result.first)
+
+    def _get_outstanding(self) -> set[MsgId]:
+        results = self._get_results()
         return {call.get_msg_id(index) for result in results for call, index in result.slots.get_unfinished()}
+
+    def adopt(self, result: AsyncResult) -> None:
+        """Count a result that this view did not submit among its own: in `history`, `wait`, `abort` and the like.
+
+        Requests that are there already, and those of other clients, are left out of `history`.
+        """
+        own = [call.first + index for call, index in result.slots if call.client is self.client and not call.is_foreign]
+        with self._recording:
+            for seq in own:
+                if not self.history.has_seq(seq):
+                    self.history.add(range(seq, seq + 1))
+            self._results.add(result)
+
+    def spin(self) -> None:
+        """Nothing: results arrive by themselves. For programs written for IPython.parallel."""
 
     def wait(self, jobs: Any = None, timeout: float | None = -1) -> bool:
         """Wait for requests of this view, or for `jobs`.
@@ -182,8 +279,7 @@ class View(HasFlags):
             Whether they have ended.
         """
         if jobs is None:
-            with self._recording:
-                jobs = list(self._results)
+            jobs = self._get_results()
         return self.client._wait_for(jobs, self.history, timeout)
 
     def abort(self, jobs: Any = None) -> None:
@@ -193,8 +289,7 @@ class View(HasFlags):
             jobs: None: all of this view. Or as for `wait`.
         """
         if jobs is None:
-            with self._recording:
-                jobs = list(self._results)
+            jobs = self._get_results()
         self.client._abort(jobs, self.history)
 
     def get_result(self, index_or_msg_id: Any = None) -> AsyncResult:
@@ -210,12 +305,12 @@ class View(HasFlags):
 
 def merge_trackers(payloads: list[Payload]) -> zmq.MessageTracker | None:
     """One tracker for several payloads; None if nothing in them is tracked."""
-    trackers = [tracker for payload in payloads if (tracker := payload.tracker()) is not None]
-    if len(trackers) <= 1:
-        return trackers[0] if trackers else None
-    import zmq
+    return join_trackers(payload.tracker() for payload in payloads)
 
-    return zmq.MessageTracker(*trackers)
+
+def _refuse_bare(name: str, argument: Any) -> None:
+    if callable(argument):
+        raise TypeError(f"write @view.{name}(), with the parentheses: it is a function that makes the decorator")
 
 
 def _get_name(f: Any) -> str:

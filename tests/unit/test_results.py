@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import pickle
 import threading
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -67,8 +68,9 @@ def test_call_of_one_engine_has_one_value(fake: FakeController, rc: Client) -> N
 def test_result_that_is_not_ready_is_a_timeout(fake: FakeController, rc: Client) -> None:
     ar = rc[0].apply_async(double, 4)
     for wait in (lambda: ar.get(0), lambda: ar.result(0.01), lambda: ar.exception(0), lambda: ar[0]):
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError) as caught:
             wait()
+        assert isinstance(caught.value, concurrent.futures.TimeoutError), "another class before Python 3.11"
     assert ar.wait(0) is False
     with pytest.raises(RuntimeError, match="not done"):
         ar.successful()
@@ -143,6 +145,20 @@ def test_dictionary_needs_one_job_per_engine(fake: FakeController, rc: Client) -
     fake.answer(ar.first), fake.answer(ar.first + 1)
     with pytest.raises(ValueError, match="2 jobs ran on engine #0"):
         ar.get_dict(10)
+
+
+def test_dictionary_of_a_gather_has_its_parts(fake: FakeController, rc: Client) -> None:
+    ar = rc[:].gather("x")
+    fake.take_call(m.Request)
+    fake.answer(ar.first, [1, 2], engine=0), fake.answer(ar.first + 1, [3], engine=1)
+    assert ar.get_dict(10) == ar.result_dict == {0: [1, 2], 1: [3]}
+    assert ar.get() == [1, 2, 3]
+    with pytest.raises(TimeoutError):
+        rc[:].gather("x").get_dict(0)
+    failing = rc[:].apply_async(double, 1)
+    fake.answer(failing.first, "a", engine=0), fake.fail(failing.first + 1, ValueError("bad"), engine=1)
+    with pytest.raises(CompositeError):
+        failing.get_dict(10)
 
 
 def test_call_of_no_engines_is_done_with_an_empty_list(fake: FakeController, rc: Client) -> None:
@@ -257,6 +273,35 @@ def test_futures_of_the_standard_library_accept_it(fake: FakeController, rc: Cli
     third = rc[0].apply_async(double, 3)
     fake.answer(third.first, "third")
     assert asyncio.run(wait_for(third)) == "third"
+
+
+def test_failed_call_ends_a_wait_for_the_first_exception(fake: FakeController, rc: Client) -> None:
+    several, other = rc[:].apply_async(double, 1), rc[0].apply_async(double, 2)
+    fake.answer(several.first), fake.fail(several.first + 1, ValueError("bad"))
+    done, pending = concurrent.futures.wait([several, other], None, concurrent.futures.FIRST_EXCEPTION)
+    assert (done, pending) == ({several}, {other})
+
+
+def test_error_of_a_callback_is_logged(fake: FakeController, rc: Client, caplog: pytest.LogCaptureFixture) -> None:
+    ar = rc[0].apply_async(double, 1)
+    told = threading.Event()
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("in a callback")
+
+    ar.add_done_callback(fail)
+    ar.add_done_callback(lambda _: told.set())
+    fake.answer(ar.first)
+    assert told.wait(10) and "in a callback" in caplog.text
+    ar.add_done_callback(fail)  # done already: called here, and no harm either
+
+
+def test_result_is_not_for_sending(fake: FakeController, rc: Client) -> None:
+    ar = rc[0].apply_async(double, 1)
+    with pytest.raises(TypeError, match="msg_ids"):
+        pickle.dumps(ar)
+    with pytest.raises(SerializationError, match="msg_ids"):
+        rc[0].apply_async(double, ar)
 
 
 def test_callback_may_wait_for_another_result(fake: FakeController, rc: Client) -> None:

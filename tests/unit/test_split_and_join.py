@@ -155,6 +155,15 @@ def test_parts_of_a_gather_outlive_it_if_they_are_asked_for_in_time(fake: FakeCo
     assert list(let_go.get()) == [0, 1, 0, 1, 2]
 
 
+def test_joined_calls_are_sent_when_all_are(fake: FakeController, rc: Client) -> None:
+    array = np.zeros(100_000)
+    calls = [rc[0].push({"x": array}, track=track) for track in (True, False, True)]
+    joined = AsyncResult.join(*calls)
+    assert joined.tracker is not None and AsyncResult.join(calls[1]).tracker is None
+    joined.wait_for_send(10)
+    assert joined.sent and all(call.sent for call in calls)
+
+
 def test_split_results_are_freed_with_the_last_reference(fake: FakeController, rc: Client) -> None:
     gc.disable()  # no cycle may be needed to be found
     try:
