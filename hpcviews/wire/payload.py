@@ -174,6 +174,8 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle i
         kind = type(obj)
         if kind is memoryview:
             return memoryview, (pickle.PickleBuffer(obj if obj.contiguous else obj.tobytes()),)
+        if kind is types.CodeType:
+            return self._reduce_code(obj)
         numpy = sys.modules.get("numpy")
         if numpy is not None and kind is numpy.ndarray and not obj.dtype.hasobject and obj.dtype.itemsize:
             return _reduce_array(numpy, obj)
@@ -181,6 +183,11 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle i
         if kind is types.FunctionType and obj.__module__ == "__main__" and isinstance(reduced, tuple):
             return self._reduce_main_function(obj, reduced)
         return reduced
+
+    def _reduce_code(self, code: types.CodeType) -> tuple[Any, ...]:
+        # cloudpickle 3.1.3 takes the file name away, and with it the source lines from tracebacks.
+        make, arguments = self.dispatch_table[types.CodeType](code)
+        return _make_code, (code.co_filename, make, arguments)
 
     def _reduce_main_function(self, function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
         # cloudpickle gives a function private globals holding only what it uses. Replace them by the
@@ -190,6 +197,10 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle i
         slots = {**slots, "__globals__": {}}
         state = (captured, set_state, (attributes, slots))
         return make, (code, _MAIN_GLOBALS, *rest), state, items, pairs, _set_main_function_state
+
+
+def _make_code(filename: str, make: Callable[..., types.CodeType], arguments: tuple[Any, ...]) -> types.CodeType:
+    return make(*arguments).replace(co_filename=filename)
 
 
 class _MainGlobals:

@@ -231,3 +231,13 @@ def test_digest_names_the_content(sides: TwoSides) -> None:
     first, same, other = p.dumps(((1,), {})), p.dumps(((1,), {})), p.dumps(((2,), {}))
     assert p.digest(first) == p.digest(same) != p.digest(other)
     assert len(p.digest(first)) == 16
+
+
+def test_functions_keep_the_file_they_come_from() -> None:
+    def outer() -> object:
+        return lambda: 1 / 0
+
+    (inner,) = (c for c in outer.__code__.co_consts if isinstance(c, types.CodeType))
+    received = through_the_wire(outer)
+    assert received.__code__.co_filename == __file__
+    assert received().__code__.co_filename == inner.co_filename == __file__
