@@ -51,12 +51,13 @@ class Slots(Sequence[tuple[Call, int]]):
 
     def __init__(self, parts: Sequence[Part]):
         self.parts = parts
+        self._starts: Sequence[int] = (0,)
         if len(parts) == 1:
-            self._starts = [0]
             self._count = len(parts[0].indices)
         else:
-            self._starts = list(accumulate((len(part.indices) for part in parts), initial=0))
-            self._count = self._starts.pop()
+            starts = list(accumulate((len(part.indices) for part in parts), initial=0))
+            self._count = starts.pop()
+            self._starts = starts
 
     @classmethod
     def of_call(cls, call: Call) -> Slots:
