@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -103,6 +104,33 @@ def test_history_knows_what_is_in_it(fake: FakeController, rc: Client) -> None:
     view.apply_async(double, 1)
     assert ar.msg_ids[1] in view.history and rc.history[0] not in view.history and rc.history[3] not in view.history
     assert "nonsense" not in view.history and "0123456789abcdef-1" not in view.history and 5 not in view.history
+
+
+def test_wait_takes_jobs_in_all_forms(fake: FakeController, rc: Client) -> None:
+    rc[1].apply_async(double, 0)  # a position in the view's history is not one in the client's
+    view = rc[0]
+    first, second = view.apply_async(double, 1), view.apply_async(double, 2)
+    other: Future[int] = Future()
+    forms = [0, -2, first, first.msg_ids[0], [first], {first}, [0, first.msg_ids[0]], (job for job in [first])]
+    for jobs in forms[:-1]:
+        assert view.wait(jobs, timeout=0) is False
+    assert view.wait(timeout=0) is False
+    fake.answer(first.first)
+    for jobs in forms:
+        assert view.wait(jobs, timeout=10) is True
+    assert view.wait(timeout=0) is False and view.wait([first, second], 0) is False
+    assert view.wait([first, other], timeout=0) is False, "other futures are waited for, too"
+    other.set_result(1)
+    assert view.wait([first, other], timeout=10) and rc.wait(1, timeout=10)
+    fake.answer(second.first)
+    for forever in (None, -1):
+        assert view.wait(timeout=forever) is True
+    assert view.wait([], timeout=None) is True and view.wait("0123456789abcdef-1") is True, "unknown is not outstanding"
+    for wrong in (1.5, object()):
+        with pytest.raises(TypeError, match="jobs must be"):
+            view.wait(wrong)
+    with pytest.raises(IndexError, match="no request 7"):
+        view.wait(7)
 
 
 class OldView(DirectView):
