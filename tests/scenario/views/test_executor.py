@@ -159,10 +159,10 @@ def test_cancelled_future_does_not_run(rc: Client, gate: Path) -> None:
         waiting.exception(0)
     assert concurrent.futures.wait([waiting], 0).done == {waiting}
     assert told.wait(10) and called == [waiting]
+    wait_until(lambda: len(rc.outstanding) == 1, 10, "the call to be withdrawn before the engine is free")
     gate.touch()
     assert running.result(10) == "done" and not running.cancel()
     executor.shutdown()
-    wait_until(lambda: not rc.outstanding, 10, "the withdrawn call to end")
     assert not mark.exists()
 
 
