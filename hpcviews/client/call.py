@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hpcviews.client.metadata import Metadata, Texts, make_metadata
+from hpcviews.client.metadata import Metadata, make_metadata
 from hpcviews.client.outcomes import UNREAD, Failure, make_error
 from hpcviews.client.outgoing import Frames
+from hpcviews.client.output import Display, OutputCallback, OutputListener, RequestOutput
 from hpcviews.errors import SerializationError
 from hpcviews.ids import MsgId, Seq, render_msg_id
 from hpcviews.wire import messages as m
@@ -65,6 +66,7 @@ class Call:
         keep_arrivals: bool = False,
         msg_ids: Sequence[MsgId] | None = None,
         label: str = "",
+        code: str | None = None,
     ):
         """Make room for the results of `count` requests.
 
@@ -77,6 +79,7 @@ class Call:
             keep_arrivals: Note in `arrivals` in which order they end.
             msg_ids: Requests of others, whose results come under our numbers (`messages.Follow`).
             label: The user's own word for them.
+            code: The source text they execute, if they do.
         """
         self.client = client
         self.name = name
@@ -92,12 +95,17 @@ class Call:
         self._decode = decode
         self._msg_ids = msg_ids
         self._label = label
+        self._code = code
         self._submitted = time.time()
         self._followed: dict[int, m.Followed] = {}
         self._results: list[m.Result | None] = [None] * count
         self._received: list[float] = [0.0] * count
         self._frames: dict[int, Frames] = {}
-        self._texts: dict[int, Texts] = {}
+        self._outputs: dict[int, RequestOutput] = {}
+        self._output_listeners: tuple[OutputListener, ...] = ()
+        # Held while output is stored and handed on, and while listeners come: so each gets everything, once, in order.
+        # Reentrant: a garbage collection inside may run code of users.
+        self._writing = threading.RLock()
         self._values: list[Any] = [UNREAD] * count
         # Reentrant: unpickling runs user code, which may look at this very call.
         self._reading = threading.RLock()
@@ -144,11 +152,46 @@ class Call:
 
     def on_output(self, index: int, engine: int, stream: str, text: str) -> None:
         """A request wrote text."""
-        texts = self._texts.get(index)
-        if texts is None:
-            texts = self._texts[index] = Texts()
-        texts.engine = engine
-        texts.add(stream, text)
+        with self._writing:
+            self._get_output(index, engine).add_text(stream, text)
+            self._tell_listeners(index, engine, stream, text)
+
+    def on_published(self, index: int, engine: int, kind: str, data: bytes, frames: Frames) -> None:
+        """A request displayed something, or published data."""
+        if kind == "display":
+            display = Display(data, frames)
+            with self._writing:
+                self._get_output(index, engine).add_display(display)
+                self._tell_listeners(index, engine, kind, display)
+        elif kind == "data":
+            with self._writing:
+                output = self._get_output(index, engine)
+                if output.add_data(data, frames):
+                    # Of what is published in a loop only the latest counts: the rest must not pile up unread.
+                    self.connection.run_callback(lambda: self._merge_data(output))
+
+    def _get_output(self, index: int, engine: int) -> RequestOutput:
+        output = self._outputs.get(index)
+        if output is None:
+            output = self._outputs[index] = RequestOutput()
+        output.engine = engine
+        return output
+
+    def _tell_listeners(self, index: int, engine: int, kind: str, content: str | Display) -> None:
+        for listener in self._output_listeners:
+            self._tell(listener, index, engine, kind, content)
+
+    def _tell(self, listener: OutputListener, index: int, engine: int, kind: str, content: str | Display) -> None:
+        position = listener.find_position(index)
+        if position is None:
+            return
+
+        def tell() -> None:
+            if listener in self._output_listeners:
+                shown = content.read() if isinstance(content, Display) else content
+                listener.fn(position, engine, kind, shown)
+
+        self.connection.run_callback(tell)
 
     def on_batch_end(self) -> None:
         """All results that came together have been stored: tell who watches the whole call."""
@@ -159,6 +202,25 @@ class Call:
             if not self.pending:
                 watcher.on_part_end(part)
             watcher.on_progress()
+
+    # ------------------------------------------------------------ any thread: output
+
+    def add_output_listener(self, listener: OutputListener) -> None:
+        """Give it what has come and what will come, in the thread for callbacks."""
+        with self._writing:
+            self._output_listeners = (*self._output_listeners, listener)
+            for index, output in sorted(self._outputs.items()):
+                for kind, content in output.iterate():
+                    self._tell(listener, index, output.engine, kind, content)
+
+    def remove_output_listeners(self, fn: OutputCallback) -> None:
+        """Nothing more for `fn`."""
+        with self._writing:
+            self._output_listeners = tuple(listener for listener in self._output_listeners if listener.fn != fn)
+
+    def _merge_data(self, output: RequestOutput) -> dict[str, Any]:
+        with self._reading:
+            return output.merge_data()
 
     # ------------------------------------------------------------ any thread: watching
 
@@ -240,7 +302,7 @@ class Call:
             if result.error is not None:
                 return Failure(make_error(result, result.error, frames))
             value = loads(result.data, frames) if result.data or frames else None
-            return value if self._decode is None else self._decode(value, self.make_metadata(index))
+            return value if self._decode is None else self._decode(value, self._describe(index))
         except SerializationError as error:
             return Failure(error)
         finally:
@@ -260,21 +322,30 @@ class Call:
 
     def make_metadata(self, index: int) -> Metadata:
         """What is known of a request."""
+        metadata = self._describe(index)
+        if self._code is not None and metadata["status"] == "ok":
+            metadata["execute_result"] = getattr(self.read(index), "execute_result", None)
+        return metadata
+
+    def _describe(self, index: int) -> Metadata:
+        """The same without what is in its value."""
         self.note_seen()
         result = self._results[index]
-        texts = self._texts.get(index)
+        output = self._outputs.get(index)
         followed = self._followed.get(index)
-        engine = result.engine if result is not None else texts.engine if texts is not None else -1
+        engine = result.engine if result is not None else output.engine if output is not None else -1
         submitted, received = self.get_times(index)
-        return make_metadata(
-            self.get_msg_id(index),
-            submitted,
-            received,
-            result,
-            texts,
-            self.connection.registry.find(engine),
-            (followed.label if followed is not None else self._label) or None,
-        )
+        with self._reading:  # published data is unpickled here
+            return make_metadata(
+                self.get_msg_id(index),
+                submitted,
+                received,
+                result,
+                output,
+                self.connection.registry.find(engine),
+                (followed.label if followed is not None else self._label) or None,
+                self._code,
+            )
 
     def get_unfinished(self) -> list[int]:
         """Which requests have not ended."""

@@ -300,12 +300,15 @@ class Connection:
         results: list[tuple[m.Result, Frames]] = []
         taken = 0
         for message in messages:
-            if type(message) is m.Result:
+            if isinstance(message, m.Carrier):
                 own: Frames = []
                 if message.frames:
                     own = frames[taken : taken + message.frames]
                     taken += message.frames
-                results.append((message, own))
+                if isinstance(message, m.Published):
+                    self.requests.on_published(message, own)
+                elif isinstance(message, m.Result):
+                    results.append((message, own))
             elif isinstance(message, m.Output):
                 self.requests.on_output(message)
             elif isinstance(message, m.Followed):

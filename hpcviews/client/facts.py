@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from hpcviews.client.metadata import make_metadata
+from hpcviews.client.output import OutputCallback, OutputListener
 from hpcviews.client.slots import Slots
 from hpcviews.ids import MsgId
 
@@ -45,6 +46,29 @@ class Facts:
         if not name.startswith("_") and name in _METADATA_NAMES:
             return self._get_metadata(name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # ------------------------------------------------------------ output
+
+    def add_output_callback(self, fn: OutputCallback) -> None:
+        """Call ``fn(index, engine_id, kind, content)`` with what its requests write and display: first with what has
+        come already, then as it comes.
+
+        In order, in the client's thread for callbacks. An exception of `fn` is logged. What `fn` gets is not bounded,
+        other than what is kept here.
+
+        Args:
+            fn: Gets the position of the request in this call, the engine it runs on, and either "stdout" or "stderr"
+                and a piece of text, or "display" and a dict of data and metadata (MIME types to contents).
+        """
+        start = 0
+        for part in self.slots.parts:
+            part.call.add_output_listener(OutputListener(fn, part.only, start))
+            start += len(part.indices)
+
+    def remove_output_callback(self, fn: OutputCallback) -> None:
+        """Undo `add_output_callback`: `fn` is not called any more, but may be running right now."""
+        for call in self.slots.calls:
+            call.remove_output_listeners(fn)
 
     # ------------------------------------------------------------ times
 

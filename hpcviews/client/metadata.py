@@ -5,20 +5,19 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
+from hpcviews.client.output import RequestOutput
 from hpcviews.ids import MsgId
 from hpcviews.wire import messages as m
-
-OUTPUT_CHARS_MAX = 2**20
-"""Text kept per stream of a request: a loop that prints must not fill the client's memory."""
 
 
 class Metadata(dict[str, Any]):
     """Metadata of one request.
 
     Keys: msg_id, submitted, started, completed, received (timezone-aware datetimes or None), engine_id,
-    engine_uuid, rank, host, status (None while it runs, then "ok", "error" or "aborted"), error, stdout, stderr,
-    and, for programs written for IPython.parallel, follow, after, execute_input, execute_result, outputs, data
-    and label.
+    engine_uuid, rank, host, status (None while it runs, then "ok", "error" or "aborted"), error, label; stdout and
+    stderr (text), outputs (what was displayed, in order: dicts of data and metadata) and data (what `publish_data`
+    published) as far as they have come; of executed code execute_input and execute_result; and, for programs
+    written for IPython.parallel, follow and after.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -28,42 +27,15 @@ class Metadata(dict[str, Any]):
             raise AttributeError(f"metadata has no {name!r}; it has {', '.join(self)}") from None
 
 
-class Texts:
-    """What one request wrote, bounded."""
-
-    __slots__ = ("_dropped", "_parts", "_sizes", "engine")
-
-    def __init__(self) -> None:
-        self.engine = -1
-        self._parts: dict[str, list[str]] = {}
-        self._sizes: dict[str, int] = {}
-        self._dropped: dict[str, int] = {}
-
-    def add(self, stream: str, text: str) -> None:
-        """More text of a stream."""
-        size = self._sizes.get(stream, 0)
-        kept = text[: OUTPUT_CHARS_MAX - size]
-        if kept:
-            self._parts.setdefault(stream, []).append(kept)
-            self._sizes[stream] = size + len(kept)
-        if len(kept) < len(text):
-            self._dropped[stream] = self._dropped.get(stream, 0) + len(text) - len(kept)
-
-    def get(self, stream: str) -> str:
-        """The text of a stream so far."""
-        text = "".join(self._parts.get(stream, ()))
-        dropped = self._dropped.get(stream, 0)
-        return f"{text}\n[{dropped} more characters were dropped]\n" if dropped else text
-
-
 def make_metadata(
     msg_id: MsgId,
     submitted: float,
     received: float,
     result: m.Result | None,
-    texts: Texts | None,
+    output: RequestOutput | None,
     info: m.EngineInfo | None,
     label: str | None = None,
+    code: str | None = None,
 ) -> Metadata:
     """Put together what is known of a request; `result` is None while it has not ended."""
     error = result.error if result is not None else None
@@ -82,14 +54,14 @@ def make_metadata(
         host=info.host if info is not None else None,
         status=status,
         error=None if error is None else f"{error.ename}: {error.evalue}",
-        stdout=texts.get("stdout") if texts is not None else "",
-        stderr=texts.get("stderr") if texts is not None else "",
+        stdout=output.get_text("stdout") if output is not None else "",
+        stderr=output.get_text("stderr") if output is not None else "",
         follow=[],
         after=[],
-        execute_input=None,
+        execute_input=code,
         execute_result=None,
-        outputs=[],
-        data={},
+        outputs=output.get_displays() if output is not None else [],
+        data=output.merge_data() if output is not None else {},
         label=label,
     )
 

@@ -72,6 +72,13 @@ class Requests:
         if call is not None:
             call.on_output(output.seq - call.first, output.engine, output.stream, output.text)
 
+    def on_published(self, published: m.Published, frames: Frames) -> None:
+        """A running request displayed something, or published data."""
+        call = self._table.get(published.seq)
+        if call is not None:
+            index = published.seq - call.first
+            call.on_published(index, published.engine, published.kind, published.data, frames)
+
     def on_followed(self, followed: m.Followed) -> None:
         """What a request of others is."""
         call = self._table.get(followed.seq)

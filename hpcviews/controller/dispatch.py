@@ -156,6 +156,7 @@ _FROM_CLIENT: dict[type[m.Message], Callable[..., Any]] = {
 _FROM_ENGINE: dict[type[m.Message], Callable[..., Any]] = {
     m.Done: requests.on_done,
     m.RunOutput: requests.on_run_output,
+    m.RunPublished: requests.on_run_published,
     m.Withdrawn: requests.on_withdrawn,
     m.EngineLeave: _on_engine_leave,
 }

@@ -124,6 +124,18 @@ def on_run_output(core: Core, out: Outbox, engine: Engine, message: m.RunOutput,
         out.send(work.client.route, m.Output(work.seq, engine.id, message.stream, message.text))
 
 
+def on_run_published(
+    core: Core, out: Outbox, engine: Engine, message: m.RunPublished, frames: Frames, now: float
+) -> None:
+    """Something that a running request displayed, or data that it published."""
+    work = engine.in_flight.get(RunKey(message.key))
+    if work is None:
+        core.late_replies += 1
+    elif work.client.is_listening:
+        published = m.Published(message.data, message.frames, work.seq, engine.id, message.kind)
+        out.send(work.client.route, published, frames)
+
+
 def on_withdrawn(core: Core, out: Outbox, engine: Engine, message: m.Withdrawn, frames: Frames, now: float) -> None:
     """An engine gave attempts back, or says that they have started."""
     for number in message.keys:

@@ -19,7 +19,7 @@ from fake_controller import FakeController, make_engine
 
 from hpcviews.client.client import Client
 from hpcviews.client.map_result import AsyncMapResult
-from hpcviews.client.metadata import OUTPUT_CHARS_MAX
+from hpcviews.client.output import OUTPUT_CHARS_MAX
 from hpcviews.client.results import AsyncResult
 from hpcviews.errors import (
     CompositeError,
