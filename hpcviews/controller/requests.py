@@ -124,6 +124,18 @@ def on_run_output(core: Core, out: Outbox, engine: Engine, message: m.RunOutput,
         out.send(work.client.route, m.Output(work.seq, engine.id, message.stream, message.text))
 
 
+def on_run_published(
+    core: Core, out: Outbox, engine: Engine, message: m.RunPublished, frames: Frames, now: float
+) -> None:
+    """Something a running request showed."""
+    work = engine.in_flight.get(RunKey(message.key))
+    if work is None:
+        core.late_replies += 1
+    elif work.client.is_listening:
+        published = m.Published(message.data, message.frames, work.seq, engine.id, message.kind)
+        out.send(work.client.route, published, frames)
+
+
 def on_withdrawn(core: Core, out: Outbox, engine: Engine, message: m.Withdrawn, frames: Frames, now: float) -> None:
     """An engine gave attempts back, or says that they have started."""
     for number in message.keys:
@@ -224,7 +236,10 @@ def drop_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> 
 
 def end_stranded(core: Core, out: Outbox) -> None:
     """Fail the tasks that no engine will ever run: nothing waits for ever for engines that cannot come."""
-    if any(s.phase.value == "starting" for s in core.sets.values()) and not core.stopping:
+    is_more_to_come = any(s.phase.value == "starting" for s in core.sets.values()) or any(
+        ending.restart or ending.starts for ending in core.endings
+    )
+    if is_more_to_come and not core.stopping:
         return
     for work in core.scheduler.take_stranded():
         if work.targets is None:
@@ -232,7 +247,7 @@ def end_stranded(core: Core, out: Outbox) -> None:
         elif not work.targets:
             told = ("NoSuchEngine", "the list of engines that may run this task is empty")
         else:
-            told = _describe_missing(core, min(work.targets))
+            told = describe_missing(core, min(work.targets))
         _end(core, out, work, _failure(work.seq, -1, *told))
 
 
@@ -263,7 +278,7 @@ def _end(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames |
 
 
 def _refuse(core: Core, out: Outbox, client: Client, seq: int, target: int) -> None:
-    out.send(client.route, _failure(seq, target, *_describe_missing(core, EngineId(target))))
+    out.send(client.route, _failure(seq, target, *describe_missing(core, EngineId(target))))
 
 
 def _refuse_unknown_function(out: Outbox, client: Client, seq: int) -> None:
@@ -271,7 +286,8 @@ def _refuse_unknown_function(out: Outbox, client: Client, seq: int) -> None:
     out.send(client.route, _failure(seq, -1, "ProtocolError", text))
 
 
-def _describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
+def describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
+    """Name and text of the error for a target that is not there."""
     if engine_id in core.gone:
         return "EngineError", f"engine {engine_id} {core.gone[engine_id].why}"
     if not core.engines:
