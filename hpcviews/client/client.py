@@ -16,6 +16,7 @@ from hpcviews.client.balanced_view import LoadBalancedView
 from hpcviews.client.broadcast_view import BroadcastView
 from hpcviews.client.connection import Connection
 from hpcviews.client.direct_view import DirectView
+from hpcviews.client.engine_control import EngineControl
 from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.history import History
 from hpcviews.client.results import AsyncResult
@@ -28,7 +29,7 @@ INTERRUPTED_KEPT = 16
 """How many AsyncResults of interrupted blocking calls are kept for `get_result`: nobody else has them."""
 
 
-class Client(HasTraits):
+class Client(EngineControl, HasTraits):
     """A connection to a cluster.
 
     All methods may be used from any thread; a forked child must make a Client of its own. When the controller is
@@ -258,6 +259,13 @@ class Client(HasTraits):
             TimeoutError: It did not answer.
         """
         return self._connection.ask(m.StatusQuery, m.Status, timeout)
+
+    def _get_control_targets(self) -> Any:
+        return None
+
+    def _end_cluster(self) -> None:
+        self.stop_cluster()
+        self.close()
 
     def stop_cluster(self, timeout: float | None = 60) -> None:
         """Stop the cluster, and return when its controller has gone.

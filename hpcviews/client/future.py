@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from typing import Any, overload
 
-from hpcviews.client.slots import Slots, withdraw
+from hpcviews.client.slots import Slots, interrupt, withdraw
 from hpcviews.errors import HpcviewsError
 
 if sys.version_info >= (3, 11):
@@ -191,6 +191,17 @@ class RequestsFuture(Future[Any]):
         withdraw(self.slots.get_unfinished())
         self.on_progress()
         return True
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the requests of this call where they run; those that have not started end with
+        TaskAborted. None of them is tried again, and no other request is hit.
+
+        Raises:
+            RuntimeError: All have ended.
+        """
+        if self.done():
+            raise RuntimeError("Can't interrupt, I am already done!")
+        interrupt(self.slots.get_unfinished())
 
     def abort(self) -> None:
         """Withdraw the requests that have not started: they end with TaskAborted; those that run go on.

@@ -137,8 +137,18 @@ class Slots(Sequence[tuple[Call, int]]):
 
 def withdraw(requests: Iterable[tuple[Call, int]]) -> None:
     """Ask for the end of those of these requests that have not started: one message per client."""
+    for connection, own in _sort_by_connection(requests).items():
+        connection.post(None, range(0), [m.Abort(own)], [])
+
+
+def interrupt(requests: Iterable[tuple[Call, int]]) -> None:
+    """Ask for the end of these requests, also of those that have started: one message per client."""
+    for connection, own in _sort_by_connection(requests).items():
+        connection.post(None, range(0), [m.InterruptRequests(own)], [])
+
+
+def _sort_by_connection(requests: Iterable[tuple[Call, int]]) -> dict[Connection, list[int]]:
     seqs: dict[Connection, list[int]] = {}
     for call, index in requests:
         seqs.setdefault(call.connection, []).append(call.first + index)
-    for connection, own in seqs.items():
-        connection.post(None, range(0), [m.Abort(own)], [])
+    return seqs

@@ -13,6 +13,7 @@ from traitlets import Instance
 from hpcviews.client.bookkeeping import save_ids as save_ids
 from hpcviews.client.bookkeeping import spin_after as spin_after
 from hpcviews.client.bookkeeping import sync_results as sync_results
+from hpcviews.client.engine_control import EngineControl
 from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.facts import join_trackers
 from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags
@@ -46,7 +47,7 @@ class _Computed(AnyTrait):
         raise AttributeError(f"{self.name} follows from what has been submitted; it cannot be set")
 
 
-class View(HasFlags):
+class View(EngineControl, HasFlags):
     """Base of the views; use `Client.direct_view`, `Client.load_balanced_view` or ``client[…]``.
 
     A view may be used from any thread.
@@ -240,6 +241,12 @@ class View(HasFlags):
                 "stopped waiting, the work goes on; client.get_result(-1) has its result, "
                 "client.abort() withdraws what has not started"
             ) from None
+
+    def _get_control_targets(self) -> Any:
+        return self.targets
+
+    def _end_cluster(self) -> None:
+        self.client._end_cluster()
 
     # ------------------------------------------------------------ what was submitted
 

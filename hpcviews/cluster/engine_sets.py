@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,11 +22,21 @@ from hpcviews.cluster.causes import TAIL_BYTES_MAX, find_cause, read_tail
 from hpcviews.cluster.litter import Litter
 from hpcviews.cluster.processes import kill_descendants, reap_orphans, spawn_tree
 from hpcviews.cluster.spec import Command, Detection, EngineOrder, Host, Launcher
-from hpcviews.controller.events import EndSets, Post, SetEvent, SetExited, SetStarted
+from hpcviews.controller.events import (
+    EndSets,
+    KillEngines,
+    Order,
+    Post,
+    SetEvent,
+    SetExited,
+    SetNotStarted,
+    SetStarted,
+    StartEngines,
+)
 from hpcviews.environment import THREAD_VARIABLES, scrub
 from hpcviews.errors import LaunchError, UsageError
 from hpcviews.exits import render_exit
-from hpcviews.ids import SetId
+from hpcviews.ids import EngineId, SetId
 
 log = logging.getLogger("hpcviews.cluster.engine_sets")
 
@@ -72,6 +82,9 @@ class Tree(Protocol):
     def signal_starter(self, signum: int) -> None:
         """Send a signal to the starter alone."""
 
+    def signal_some(self, pids: Collection[int], signum: int) -> None:
+        """Send a signal to those of these processes that are of the tree."""
+
     def signal_all(self, signum: int) -> None:
         """Send a signal to all."""
 
@@ -115,6 +128,8 @@ class SetProcesses:
     log: Path
     litter: Litter
     scratch: Path | None
+    detection: Detection
+    options: tuple[str, ...]
     phase: Phase = Phase.RUNNING
     due: float | None = None
     """When the phase is over."""
@@ -172,7 +187,14 @@ class EngineSets:
 
     # ------------------------------------------------------------ starting
 
-    def start(self, n: int, launcher: Launcher, detection: Detection, options: tuple[str, ...] = ()) -> SetId:
+    def start(
+        self,
+        n: int,
+        launcher: Launcher,
+        detection: Detection,
+        options: tuple[str, ...] = (),
+        ids: tuple[EngineId, ...] = (),
+    ) -> SetId:
         """Start an engine set. May be called before `attach`, while the controller is still being set up.
 
         Args:
@@ -180,6 +202,7 @@ class EngineSets:
             launcher: From `plugins.get_launcher`.
             detection: What `plugins.detect` found for it.
             options: The user's own arguments for the starter's program.
+            ids: Ids for the engines, of those that they stand in for; () for new ones.
         Raises:
             LaunchError: The starter's program cannot be run.
             UsageError: This launcher cannot do what is asked.
@@ -212,11 +235,13 @@ class EngineSets:
             raise
         now = self._clock()
         self._next_id += 1
-        started = self._sets[set_id] = SetProcesses(set_id, n, launcher, tree, path, litter, scratch)
+        started = self._sets[set_id] = SetProcesses(
+            set_id, n, launcher, tree, path, litter, scratch, detection, options
+        )
         if litter.is_expected:
             started.looks = [now + after for after in reversed(LOOK_S)]
         log.info("engine set %d: %s runs as pid %d: %s", set_id, launcher.starter.name, tree.pid, list(command.argv))
-        self._tell(SetStarted(set_id, launcher.name, n, command.is_world, str(path)))
+        self._tell(SetStarted(set_id, launcher.name, n, command.is_world, str(path), ids))
         return set_id
 
     def _render_engine_args(self, set_id: SetId, n: int, starter: str) -> tuple[str, ...]:
@@ -260,7 +285,32 @@ class EngineSets:
             if engine_set.exited is None and engine_set.phase is not Phase.GONE and engine_set.tree.fileno() == fd:
                 self._on_starter_ended(engine_set, now)
 
-    def on_order(self, order: EndSets, now: float) -> None:
+    def on_order(self, order: Order, now: float) -> None:
+        """End, kill or start engines."""
+        if isinstance(order, EndSets):
+            self._end_sets(order, now)
+        elif isinstance(order, KillEngines):
+            self._kill(order)
+        else:
+            self._start_again(order)
+
+    def _kill(self, order: KillEngines) -> None:
+        engine_set = self._sets.get(order.set_id)
+        if engine_set is None or engine_set.phase is Phase.GONE:
+            return
+        self._note_litter(engine_set)
+        engine_set.tree.signal_some(order.pids, signal.SIGKILL)
+
+    def _start_again(self, order: StartEngines) -> None:
+        like = self._sets.get(order.like)
+        try:
+            if like is None:
+                raise LaunchError(f"there is no engine set {order.like}")
+            self.start(len(order.ids), like.launcher, like.detection, like.options, order.ids)
+        except (LaunchError, UsageError) as error:
+            self._tell(SetNotStarted(order.ids, str(error)))
+
+    def _end_sets(self, order: EndSets, now: float) -> None:
         """The engines of these sets were told to end."""
         for set_id in order.set_ids:
             engine_set = self._sets.get(set_id)

@@ -11,7 +11,7 @@ import os
 import signal
 import weakref
 
-from hpcviews.controller.events import EndSets, Post, StopRequested
+from hpcviews.controller.events import Order, Post, StopRequested
 
 _STOP = b"s"
 _DETACH = b"d"
@@ -83,7 +83,7 @@ class _Watch:
     def on_tick(self, now: float) -> float | None:
         return None
 
-    def on_order(self, order: EndSets, now: float) -> None:
+    def on_order(self, order: Order, now: float) -> None:
         pass  # engine sets are another service's
 
     def _request_stop(self, why: str) -> None:

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -344,6 +344,12 @@ class ProcessTree:
             send_signal(stat, signum)
             if signum == signal.SIGTERM:
                 send_signal(stat, signal.SIGCONT)  # one that is stopped would not see it
+
+    def signal_some(self, pids: Collection[int], signum: int) -> None:
+        """Send a signal to those of these processes that are of the tree: a pid may be another node's."""
+        for stat in self._find_members():
+            if stat.pid in pids:
+                send_signal(stat, signum)
 
     def close(self) -> None:
         """Forget it."""

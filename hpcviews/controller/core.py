@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from hpcviews.controller.functions import FunctionTable
 from hpcviews.controller.scheduler import Scheduler
-from hpcviews.controller.state import Client, Engine, EngineSet, Route, Work, WorkPhase
+from hpcviews.controller.state import Client, Ending, Engine, EngineSet, Route, Work, WorkPhase
 from hpcviews.ids import EngineId, RunKey, SetId
 from hpcviews.wire import messages as m
 
@@ -46,6 +46,8 @@ class Gone:
     info: m.EngineInfo
     completed: int
     why: str
+    on_purpose: bool
+    """A client had it ended: should it connect again, it has not heard."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Core:
     next_key: int = 0
     stopping: str = ""
     """Why the cluster is ending; "" while it is not."""
+    endings: list[Ending] = field(default_factory=list)
+    """Engines that clients have asked to be ended, and are told of when they have."""
     late_replies: int = 0
     malformed: int = 0
 
@@ -75,7 +79,7 @@ class Core:
 
     def remember_gone(self, engine: Engine, why: str) -> None:
         """An engine is not there any more."""
-        self.gone[engine.id] = Gone(engine.info, engine.completed, why)
+        self.gone[engine.id] = Gone(engine.info, engine.completed, why, bool(engine.ending))
         while len(self.gone) > GONE_ENGINES_KEPT:
             del self.gone[next(iter(self.gone))]
 
@@ -115,5 +119,10 @@ class Core:
                 assert digest in engine.functions
         assert not uses, "a request names a function that is gone"
         for engine_set in self.sets.values():
+            assert len(engine_set.engines) <= engine_set.n
             for engine_id in engine_set.engines:
                 assert self.engines[engine_id].info.set_id == engine_set.id
+        for ending in self.endings:
+            assert ending.waits_for, "an ending that is over was kept"
+            assert all(self.engines[engine_id].ending for engine_id in ending.engines)
+            assert not any(self.sets[set_id].is_over for set_id in ending.sets)

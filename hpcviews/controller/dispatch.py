@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hpcviews.controller import members, requests
+from hpcviews.controller import endings, members, requests
 from hpcviews.controller.core import Core
-from hpcviews.controller.events import SetEvent, SetExited, SetStarted, StopRequested
+from hpcviews.controller.events import SetEvent, SetExited, SetNotStarted, SetStarted, StopRequested
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import Client, Engine, Frames, Route
 from hpcviews.errors import ProtocolError
@@ -68,6 +68,8 @@ def on_set_event(core: Core, out: Outbox, event: SetEvent) -> None:
     """Something happened to the processes of an engine set."""
     if isinstance(event, SetStarted):
         members.on_set_started(core, out, event)
+    elif isinstance(event, SetNotStarted):
+        members.on_set_not_started(core, out, event)
     elif isinstance(event, SetExited):
         members.on_set_exited(core, out, event)
     elif isinstance(event, StopRequested):
@@ -149,6 +151,9 @@ _FROM_CLIENT: dict[type[m.Message], Callable[..., Any]] = {
     m.Abort: requests.on_abort,
     m.Function: _on_function,
     m.ForgetFunction: _on_forget_function,
+    m.SignalEngines: endings.on_signal_engines,
+    m.InterruptRequests: endings.on_interrupt_requests,
+    m.EndEngines: endings.on_end_engines,
     m.StatusQuery: _on_status_query,
     m.StopCluster: _on_stop_cluster,
     m.ClientLeave: _on_client_leave,

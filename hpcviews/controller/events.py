@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from hpcviews.ids import SetId
+from hpcviews.ids import EngineId, SetId
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class SetStarted:
     n: int
     is_world: bool
     log: str
+    ids: tuple[EngineId, ...] = ()
+    """Ids for its engines by their index: those of the engines that they stand in for; () for new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,21 @@ class SetExited:
 
 
 @dataclass(frozen=True, slots=True)
+class SetNotStarted:
+    """Engines that were ordered by StartEngines could not be started."""
+
+    ids: tuple[EngineId, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """The cluster is to end: its owner is gone, or a signal came."""
 
     why: str
 
 
-SetEvent = SetStarted | SetExited | StopRequested
+SetEvent = SetStarted | SetNotStarted | SetExited | StopRequested
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,25 @@ class EndSets:
 
     set_ids: tuple[SetId, ...]
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class KillEngines:
+    """Kill these processes of an engine set, where they are on this machine: also those that are stopped."""
+
+    set_id: SetId
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartEngines:
+    """Start engines as those of a set were started. Answered with SetStarted, or SetNotStarted."""
+
+    like: SetId
+    ids: tuple[EngineId, ...]
+
+
+Order = EndSets | KillEngines | StartEngines
 
 
 class Post(Protocol):
@@ -73,5 +102,5 @@ class Service(Protocol):
     def on_tick(self, now: float) -> float | None:
         """Do what is due; say in how many seconds to be called again at the latest, None for not at all."""
 
-    def on_order(self, order: EndSets, now: float) -> None:
-        """The core wants something."""
+    def on_order(self, order: Order, now: float) -> None:
+        """The core wants something. It may post events at once."""

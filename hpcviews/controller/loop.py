@@ -19,7 +19,7 @@ import zmq
 from hpcviews import environment
 from hpcviews.controller import dispatch
 from hpcviews.controller.core import Core
-from hpcviews.controller.events import EndSets, Service, SetEvent
+from hpcviews.controller.events import Order, Service, SetEvent
 from hpcviews.controller.gate import Gate, Keys
 from hpcviews.controller.state import Frames, Route
 from hpcviews.errors import HpcviewsError, ProtocolError
@@ -144,7 +144,7 @@ class ControllerLoop:
         if frames:
             box[1].extend(frames)
 
-    def order(self, order: EndSets) -> None:
+    def order(self, order: Order) -> None:
         """Hand an order to the services."""
         self._services_changed = True
         for service in self._services:

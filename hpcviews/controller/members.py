@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import msgspec
 
-from hpcviews.controller import requests
+from hpcviews.controller import endings, requests
 from hpcviews.controller.core import Core
-from hpcviews.controller.events import EndSets, SetExited, SetStarted
+from hpcviews.controller.events import EndSets, SetExited, SetNotStarted, SetStarted
+from hpcviews.controller.news import move_set, tell_clients
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import Client, Engine, EngineSet, Route, SetPhase
 from hpcviews.errors import ProtocolError
@@ -52,13 +54,9 @@ def on_client_lost(core: Core, out: Outbox, client: Client) -> None:
 
 def _forget_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> None:
     requests.drop_client(core, out, client, keep_running)
+    endings.forget_client(core, client)
     core.functions.forget_all_of(out, client)
     del core.clients[client.route]
-
-
-def _tell_clients(core: Core, out: Outbox, message: m.Message) -> None:
-    for route in core.clients:
-        out.send(route, message)
 
 
 # ---------------------------------------------------------------- engines
@@ -79,6 +77,10 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
     if core.stopping or (engine_set is not None and engine_set.phase in (SetPhase.STOPPING, SetPhase.FAILED)):
         out.send(route, m.EngineStop(core.stopping or "its engine set ends", False))
         return
+    before = core.gone.get(EngineId(hello.info.id))
+    if before is not None and before.on_purpose and before.info.uuid == hello.info.uuid:
+        out.send(route, m.EngineStop(before.why, False))
+        return
     if route in core.engine_by_route:
         raise ProtocolError("a second hello on one connection")
     for other in core.engines.values() if hello.info.id >= 0 else ():
@@ -91,21 +93,21 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
     engine = Engine(engine_id, route, info)
     core.engines[engine_id] = engine
     core.engine_by_route[route] = engine
-    if core.gone.pop(engine_id, None) is not None and engine_set is not None:
-        engine_set.lost -= 1
+    core.gone.pop(engine_id, None)
     core.scheduler.add_engine(engine)
     log.info("engine %d: registered from %s, pid %d, rank %s", engine_id, info.host, info.pid, info.rank)
     out.send(route, m.EngineWelcome(engine_id))
-    _tell_clients(core, out, m.EnginesJoined([info]))
+    tell_clients(core, out, m.EnginesJoined([info]))
     if engine_set is not None:
         engine_set.engines.add(engine_id)
         if len(engine_set.engines) == engine_set.n and engine_set.phase is not SetPhase.READY:
-            _move_set(core, out, engine_set, SetPhase.READY)
+            move_set(core, out, engine_set, SetPhase.READY)
     out.ask_for_scheduling()
 
 
 def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
     """An engine's connection is gone, or it left: what it held is tried again or fails."""
+    why = engine.ending or why
     del core.engines[engine.id]
     del core.engine_by_route[engine.route]
     core.remember_gone(engine, why)
@@ -113,22 +115,25 @@ def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
     held = engine.load
     requeued = requests.lose_engine(core, out, engine, why)
     core.functions.engine_gone(engine)
-    level = logging.INFO if core.stopping else logging.WARNING
+    level = logging.INFO if core.stopping or engine.ending else logging.WARNING
     log.log(level, "engine %d: %s; %d requests failed, %d requeued", engine.id, why, held - requeued, requeued)
-    _tell_clients(core, out, m.EnginesLeft([m.EngineLeft(engine.id, why)]))
+    tell_clients(core, out, m.EnginesLeft([m.EngineLeft(engine.id, why)]))
     engine_set = core.sets.get(SetId(engine.info.set_id))
     if engine_set is not None:
         engine_set.engines.discard(engine.id)
-        engine_set.lost += 1
-        if engine_set.phase in (SetPhase.STARTING, SetPhase.READY):
-            _move_set(core, out, engine_set, SetPhase.DEGRADED, f"engine {engine.id} was lost: {why}")
+        if engine.ending:
+            engine_set.n -= 1
+            tell_clients(core, out, m.SetChanged(engine_set.info()))
+        elif engine_set.phase in (SetPhase.STARTING, SetPhase.READY):
+            move_set(core, out, engine_set, SetPhase.DEGRADED, f"engine {engine.id} was lost: {why}")
+    endings.on_engine_gone(core, out, engine.id)
     requests.end_stranded(core, out)
 
 
 def _choose_engine_id(core: Core, engine_set: EngineSet | None, info: m.EngineInfo) -> EngineId:
     wanted = info.id if info.id >= 0 else -1
-    if wanted < 0 and engine_set is not None and 0 <= info.index < engine_set.n:
-        wanted = engine_set.base + info.index
+    if wanted < 0 and engine_set is not None and 0 <= info.index < len(engine_set.ids):
+        wanted = engine_set.ids[info.index]
     if wanted >= 0 and EngineId(wanted) not in core.engines and wanted < core.next_engine_id:
         return EngineId(wanted)
     core.next_engine_id += 1
@@ -140,12 +145,23 @@ def _choose_engine_id(core: Core, engine_set: EngineSet | None, info: m.EngineIn
 
 def on_set_started(core: Core, out: Outbox, event: SetStarted) -> None:
     """The process that starts a set runs."""
-    engine_set = EngineSet(event.set_id, event.launcher, event.n, event.is_world, event.log, base=core.next_engine_id)
-    # Ids follow the index inside the set, so engine 3 of the first set is rank 3 whoever registers first.
-    core.next_engine_id += event.n
+    ids: Sequence[EngineId] = event.ids
+    if not ids:
+        # Ids follow the index inside the set, so engine 3 of the first set is rank 3 whoever registers first.
+        ids = [EngineId(core.next_engine_id + index) for index in range(event.n)]
+        core.next_engine_id += event.n
+    engine_set = EngineSet(event.set_id, event.launcher, event.n, event.is_world, event.log, ids)
     core.sets[event.set_id] = engine_set
     log.info("engine set %d: %d engines by %s", event.set_id, event.n, event.launcher)
-    _tell_clients(core, out, m.SetChanged(engine_set.info()))
+    tell_clients(core, out, m.SetChanged(engine_set.info()))
+    endings.on_started(core, out, event.ids, "")
+
+
+def on_set_not_started(core: Core, out: Outbox, event: SetNotStarted) -> None:
+    """Engines that were to stand in for others could not be started."""
+    log.error("engines %s: not started: %s", list(event.ids), event.why)
+    endings.on_started(core, out, event.ids, event.why)
+    requests.end_stranded(core, out)
 
 
 def on_set_exited(core: Core, out: Outbox, event: SetExited) -> None:
@@ -156,9 +172,10 @@ def on_set_exited(core: Core, out: Outbox, event: SetExited) -> None:
     if engine_set.phase is SetPhase.STOPPING:
         # A set that was given up is not "ended as asked": it keeps the error it was given up for.
         to = SetPhase.FAILED if engine_set.error else SetPhase.ENDED
-        _move_set(core, out, engine_set, to, engine_set.why, engine_set.error)
+        move_set(core, out, engine_set, to, engine_set.why, engine_set.error)
     else:
-        _move_set(core, out, engine_set, SetPhase.FAILED, event.why, event.error)
+        move_set(core, out, engine_set, SetPhase.FAILED, event.why, event.error)
+    endings.on_set_gone(core, out, engine_set.id)
     requests.end_stranded(core, out)
     _finish_if_over(core, out)
 
@@ -167,17 +184,10 @@ def _give_up_set(core: Core, out: Outbox, engine_set: EngineSet, why: str, error
     """One of its engines can never serve, so the set cannot be what was asked for: end it."""
     if engine_set.phase is SetPhase.STOPPING or engine_set.is_over:
         return
-    _move_set(core, out, engine_set, SetPhase.STOPPING, why, error)
+    move_set(core, out, engine_set, SetPhase.STOPPING, why, error)
     for engine_id in sorted(engine_set.engines):
         out.send(core.engines[engine_id].route, m.EngineStop(why, False))
     out.order(EndSets((engine_set.id,), why))
-
-
-def _move_set(core: Core, out: Outbox, engine_set: EngineSet, to: SetPhase, why: str = "", error: str = "") -> None:
-    engine_set.move(to, why, error)
-    level = logging.ERROR if to is SetPhase.FAILED else logging.INFO
-    log.log(level, "engine set %d: %s%s", engine_set.id, to.value, f" ({why})" if why else "")
-    _tell_clients(core, out, m.SetChanged(engine_set.info()))
 
 
 def describe_state(core: Core) -> str:
@@ -203,7 +213,7 @@ def on_stop(core: Core, out: Outbox, why: str) -> None:
     ending = []
     for engine_set in core.sets.values():
         if engine_set.phase is not SetPhase.STOPPING and not engine_set.is_over:
-            _move_set(core, out, engine_set, SetPhase.STOPPING, why)
+            move_set(core, out, engine_set, SetPhase.STOPPING, why)
         if not engine_set.is_over:
             ending.append(engine_set.id)
     for engine in core.engines.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hpcviews.controller.events import EndSets
+from hpcviews.controller.events import Order
 from hpcviews.controller.state import Frames, Route
 from hpcviews.wire.messages import Message
 
@@ -15,8 +15,8 @@ class Outbox(Protocol):
     def send(self, route: Route, message: Message, frames: Frames | None = None) -> None:
         """Send to a peer; `frames` are forwarded uncopied."""
 
-    def order(self, order: EndSets) -> None:
-        """Have the processes of engine sets ended."""
+    def order(self, order: Order) -> None:
+        """Have processes of engine sets ended, killed or started."""
 
     def ask_for_scheduling(self) -> None:
         """Something changed that may let a task be placed."""

@@ -236,7 +236,10 @@ def drop_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> 
 
 def end_stranded(core: Core, out: Outbox) -> None:
     """Fail the tasks that no engine will ever run: nothing waits for ever for engines that cannot come."""
-    if any(s.phase.value == "starting" for s in core.sets.values()) and not core.stopping:
+    is_more_to_come = any(s.phase.value == "starting" for s in core.sets.values()) or any(
+        ending.restart or ending.starts for ending in core.endings
+    )
+    if is_more_to_come and not core.stopping:
         return
     for work in core.scheduler.take_stranded():
         if work.targets is None:
@@ -244,7 +247,7 @@ def end_stranded(core: Core, out: Outbox) -> None:
         elif not work.targets:
             told = ("NoSuchEngine", "the list of engines that may run this task is empty")
         else:
-            told = _describe_missing(core, min(work.targets))
+            told = describe_missing(core, min(work.targets))
         _end(core, out, work, _failure(work.seq, -1, *told))
 
 
@@ -275,7 +278,7 @@ def _end(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames |
 
 
 def _refuse(core: Core, out: Outbox, client: Client, seq: int, target: int) -> None:
-    out.send(client.route, _failure(seq, target, *_describe_missing(core, EngineId(target))))
+    out.send(client.route, _failure(seq, target, *describe_missing(core, EngineId(target))))
 
 
 def _refuse_unknown_function(out: Outbox, client: Client, seq: int) -> None:
@@ -283,7 +286,8 @@ def _refuse_unknown_function(out: Outbox, client: Client, seq: int) -> None:
     out.send(client.route, _failure(seq, -1, "ProtocolError", text))
 
 
-def _describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
+def describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
+    """Name and text of the error for a target that is not there."""
     if engine_id in core.gone:
         return "EngineError", f"engine {engine_id} {core.gone[engine_id].why}"
     if not core.engines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -57,17 +57,16 @@ class EngineSet:
     id: SetId
     launcher: str
     n: int
+    """Engines it is to have: those it was started with, less those that were ended on purpose."""
     is_world: bool
     log: str
-    base: int
-    """Id of its engine with index 0."""
+    ids: Sequence[EngineId]
+    """Ids of its engines by their index."""
     phase: SetPhase = SetPhase.STARTING
     why: str = ""
     error: str = ""
     engines: set[EngineId] = field(default_factory=set)
     """Those that are registered now."""
-    lost: int = 0
-    """How many of its engines have been lost and have not come back."""
     story: deque[str] = field(default_factory=lambda: deque(maxlen=16))
 
     def move(self, to: SetPhase, why: str = "", error: str = "") -> None:
@@ -123,6 +122,8 @@ class Engine:
     """How many requests the scheduler lets it hold at most."""
     run_time_s: float | None = None
     """Smoothed run time of its tasks; None before the first."""
+    ending: str = ""
+    """How it is being ended on purpose ("stopped by a client"), "" while it is not."""
     moved_at: float = 0.0
     """When it last took or answered something, in the loop's monotonic seconds."""
     pools: list[Any] = field(default_factory=list)
@@ -150,6 +151,29 @@ class Engine:
         self.in_flight.clear()
         self.tasks.clear()
         return works
+
+
+@dataclass(slots=True, eq=False)
+class Ending:
+    """Engines that are being ended because a client asked for it."""
+
+    client: Client
+    seq: int
+    """The client's number of the question, which is answered when they are gone."""
+    restart: dict[SetId, tuple[EngineId, ...]]
+    """Engines to start as soon as they are gone, by the set whose launcher starts them."""
+    engines: set[EngineId] = field(default_factory=set)
+    """Those that are still there."""
+    sets: set[SetId] = field(default_factory=set)
+    """Sets that end with them, whose processes are still there."""
+    starts: set[tuple[EngineId, ...]] = field(default_factory=set)
+    """Those that have been ordered and not been started."""
+    error: str = ""
+
+    @property
+    def waits_for(self) -> bool:
+        """Whether anything of it is still to come."""
+        return bool(self.engines or self.sets or self.starts)
 
 
 # ---------------------------------------------------------------- requests and tasks

@@ -223,6 +223,10 @@ class EngineLoop(threading.Thread):
             for key in message.keys:
                 (refused if worker.pending.pop(key, None) is None else withdrawn).append(key)
             self.put(m.Withdrawn(withdrawn, refused), [], flush=True)
+        elif isinstance(message, m.InterruptRuns):
+            worker.interrupt(message.keys)
+        elif isinstance(message, m.EngineSignal):
+            worker.signal(message.signum)
         elif isinstance(message, m.EngineWelcome):
             self._is_welcome = True
             self._info = msgspec.structs.replace(self._info, id=message.id)

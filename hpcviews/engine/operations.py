@@ -22,6 +22,8 @@ class Operations:
         self._namespace = namespace
         self._describe_error = describe_error
         self._execution_count = 0
+        self.stops_queue = False
+        """Whether a failure of what ran last is to keep cells that wait from running."""
         self._sources: list[str] = []
         self._by_name: dict[str, Callable[[Callable[..., Any] | None, Any], Any]] = {
             "apply": self._apply,
@@ -38,6 +40,7 @@ class Operations:
         Raises:
             Whatever user code raises.
         """
+        self.stops_queue = False
         operation = self._by_name.get(op)
         if operation is None:
             raise SerializationError(f"this engine has no operation {op!r}; it has {', '.join(self._by_name)}")
@@ -67,6 +70,7 @@ class Operations:
     def _execute(self, function: Any, payload: Any) -> dict[str, Any]:
         """Run source text like a notebook cell: the value of a last expression is the result."""
         code, silent, filename = payload
+        self.stops_queue = not silent
         if not silent:
             self._execution_count += 1
         name = filename or f"<hpcviews execute {len(self._sources) + 1}>"

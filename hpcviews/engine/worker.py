@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -55,8 +57,11 @@ class Worker:
         self.functions: dict[bytes, tuple[m.Function, list[Any]] | Callable[..., Any]] = {}
         self._info = info
         self._pid = os.getpid()
+        self._main_thread = threading.get_ident()
         self._operations = Operations(namespace, lambda error: self._make_remote_error(error, "map"))
         self._is_running_user_code = False
+        self._running_key: int | None = None
+        self._interrupt_key: int | None = None
         self._sender: Sender | None = None
         self._output: OutputCapture | None = None
 
@@ -87,6 +92,7 @@ class Worker:
     def _run_one(self, run: m.Run, frames: list[Any]) -> None:
         assert self._sender is not None and self._output is not None
         self._output.begin(run.key)
+        self._running_key = run.key
         started = time.time()
         payload: Payload = EMPTY
         error: m.ErrorInfo | None = None
@@ -97,7 +103,9 @@ class Worker:
             finally:
                 self._is_running_user_code = False
         except BaseException as raised:  # noqa: BLE001 - the boundary around user code
+            self._is_running_user_code = False  # an interrupt may have come ahead of the line above
             error, payload = self._describe(raised, run.op)
+        self._running_key = None
         if os.getpid() != self._pid:
             # User code forked, and this is the child, come back from it. Its answer is the parent's to give; and it
             # has no I/O thread, so it would wait here for ever, with copies of the engine's sockets.
@@ -106,6 +114,8 @@ class Worker:
             self._sender.put(text, [], flush=False)
         done = m.Done(payload.data, len(payload.frames), run.key, started, time.time(), error)
         self._sender.put(done, payload.frames, flush=not self.pending)
+        if error is not None and self._operations.stops_queue:
+            self._abort_queued_cells()
 
     def _compute(self, run: m.Run, frames: list[Any]) -> Payload:
         function = self._get_function(run.function) if run.function else None
@@ -160,11 +170,32 @@ class Worker:
         """The controller gave this engine its id."""
         self._info = info
 
+    def _abort_queued_cells(self) -> None:
+        """A cell failed: the cells behind it, which were written in the belief that it would not, do not run."""
+        assert self._sender is not None
+        told = m.ErrorInfo("TaskAborted", "not run, because an earlier cell failed on this engine", "", True)
+        for key, (run, _) in list(self.pending.items()):
+            if run.op == "execute" and self.pending.pop(key, None) is not None:
+                self._sender.put(m.Done(b"", 0, key, 0.0, 0.0, told), [], flush=not self.pending)
+
     # ------------------------------------------------------------ interrupts
+
+    def interrupt(self, keys: Collection[int]) -> None:
+        """Raise KeyboardInterrupt in user code if it runs one of these attempts. Called by the I/O thread."""
+        key = self._running_key
+        if key in keys:
+            # The signal is handled a moment later: on_interrupt looks whether that attempt still runs then.
+            self._interrupt_key = key
+            self.signal(signal.SIGINT)
+
+    def signal(self, signum: int) -> None:
+        """Send this process a signal. To the main thread, so that it wakes from whatever system call it waits in."""
+        signal.pthread_kill(self._main_thread, signum)
 
     def on_interrupt(self, signum: int, frame: types.FrameType | None) -> None:
         """SIGINT: interrupts user code, and nothing else."""
-        if self._is_running_user_code:
+        wanted, self._interrupt_key = self._interrupt_key, None
+        if self._is_running_user_code and wanted in (None, self._running_key):
             raise KeyboardInterrupt
 
 

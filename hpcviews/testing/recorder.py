@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hpcviews.controller.events import EndSets
+from hpcviews.controller.events import Order
 from hpcviews.controller.state import Frames, Route
 from hpcviews.wire import messages as m
 from hpcviews.wire.codec import client_decoder, encode, engine_decoder
@@ -21,7 +21,7 @@ class RecorderOutbox:
 
     def __init__(self) -> None:
         self.inboxes: dict[Route, list[tuple[m.Message, Frames]]] = {}
-        self.orders: list[EndSets] = []
+        self.orders: list[Order] = []
         self.wants_scheduling = False
         self.is_finished = False
         self.on_send: Callable[[Route, m.Message], None] | None = None
@@ -37,7 +37,7 @@ class RecorderOutbox:
         if self.on_send is not None:
             self.on_send(route, decoded)
 
-    def order(self, order: EndSets) -> None:
+    def order(self, order: Order) -> None:
         """Record."""
         self.orders.append(order)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcviews.controller.events import EndSets, Post, SetExited
+from hpcviews.controller.events import EndSets, Order, Post, SetExited, SetNotStarted, StartEngines
 
 
 class NoProcesses:
@@ -26,7 +26,10 @@ class NoProcesses:
     def on_tick(self, now: float) -> None:
         """Nothing is ever due."""
 
-    def on_order(self, order: EndSets, now: float) -> None:
-        """Say that they have ended."""
-        for set_id in order.set_ids:
-            self._post(SetExited(set_id, order.why, ""))
+    def on_order(self, order: Order, now: float) -> None:
+        """Say that they have ended, or that they cannot be started."""
+        if isinstance(order, EndSets):
+            for set_id in order.set_ids:
+                self._post(SetExited(set_id, order.why, ""))
+        elif isinstance(order, StartEngines):
+            self._post(SetNotStarted(order.ids, "nobody starts engines here"))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from hpcviews.controller import dispatch
 from hpcviews.controller.core import Core, Identity
-from hpcviews.controller.events import EndSets, SetStarted
+from hpcviews.controller.events import Order, SetStarted
 from hpcviews.controller.loop import RECALL_CHECK_S
 from hpcviews.controller.state import Frames, Route
 from hpcviews.ids import SetId
@@ -70,7 +70,7 @@ class _Effects:
     def send(self, route: Route, message: m.Message, frames: Frames | None = None) -> None:
         self._simulation.carry(route, message)
 
-    def order(self, order: EndSets) -> None:
+    def order(self, order: Order) -> None:
         pass  # there are no processes
 
     def ask_for_scheduling(self) -> None:

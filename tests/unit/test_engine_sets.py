@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +59,11 @@ class FakeTree:
         if signum == signal.SIGKILL and not self.stubborn:
             self.others.clear()
             self.code = -signal.SIGKILL if self.code is None else self.code
+
+    def signal_some(self, pids: Collection[int], signum: int) -> None:
+        chosen = self.others.intersection(pids)
+        self.signals.append(f"{sorted(chosen)} {signal.Signals(signum).name}")
+        self.others -= chosen
 
     def close(self) -> None:
         self.is_closed = True
