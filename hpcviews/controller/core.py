@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from hpcviews.controller.deadlines import Deadlines
+from hpcviews.controller.dependencies import Dependencies
 from hpcviews.controller.functions import FunctionTable
+from hpcviews.controller.outcomes import Outcomes
 from hpcviews.controller.scheduler import Scheduler
 from hpcviews.controller.state import Client, Ending, Engine, EngineSet, Route, Work, WorkPhase
-from hpcviews.ids import EngineId, RunKey, SetId
+from hpcviews.ids import EngineId, RunKey, Session, SetId
 from hpcviews.wire import messages as m
 
 GONE_ENGINES_KEPT = 10_000
@@ -56,6 +59,9 @@ class Core:
 
     identity: Identity
     clients: dict[Route, Client] = field(default_factory=dict)
+    sessions: dict[Session, list[Client]] = field(default_factory=dict)
+    """Clients by what their msg_ids begin with: those that are connected, and those that are gone and whose requests
+    go on. Mostly one; a client that connects anew is another one of the same session."""
     engines: dict[EngineId, Engine] = field(default_factory=dict)
     engine_by_route: dict[Route, Engine] = field(default_factory=dict)
     sets: dict[SetId, EngineSet] = field(default_factory=dict)
@@ -63,6 +69,9 @@ class Core:
     """Engines that are not there any more."""
     functions: FunctionTable = field(default_factory=FunctionTable)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    dependencies: Dependencies = field(default_factory=Dependencies)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    outcomes: Outcomes = field(default_factory=Outcomes)
     next_engine_id: int = 0
     next_key: int = 0
     stopping: str = ""
@@ -83,13 +92,34 @@ class Core:
         while len(self.gone) > GONE_ENGINES_KEPT:
             del self.gone[next(iter(self.gone))]
 
+    def find_work(self, session: Session, seq: int) -> Work | None:
+        """A request that has not ended, of any client."""
+        for client in self.sessions.get(session, ()):
+            work = client.works.get(seq)
+            if work is not None:
+                return work
+        return None
+
+    def add_client(self, client: Client) -> None:
+        """A client connected."""
+        self.clients[client.route] = client
+        self.sessions.setdefault(client.session, []).append(client)
+
+    def forget_if_over(self, client: Client) -> None:
+        """After a client has gone, and after a request of such a one has ended: nobody will look here for it."""
+        if client.is_listening or client.works:
+            return
+        clients = self.sessions.get(client.session, [])
+        if client in clients:
+            clients.remove(client)
+            if not clients:
+                del self.sessions[client.session]
+
     def iterate_unfinished(self) -> Iterator[Work]:
         """Every work that has not ended, each once; also those whose client is gone."""
-        for pool in self.scheduler.pools.values():
-            for queue in pool.queues.values():
-                yield from (work for work in queue if work.phase is WorkPhase.QUEUED)
-        for engine in self.engines.values():
-            yield from engine.in_flight.values()
+        for clients in self.sessions.values():
+            for client in clients:
+                yield from client.works.values()
 
     def check(self) -> None:
         """Assert every invariant. O(everything); for tests and HPCVIEWS_DEBUG."""
@@ -103,13 +133,26 @@ class Core:
                 assert work.key == key and work.engine is engine
                 assert work.phase in (WorkPhase.SENT, WorkPhase.RECALLED), work.phase
                 assert work.targets is None or engine.id in work.targets
+                assert work.attempts is None or engine.id not in work.attempts.refused
         for client in self.clients.values():
-            for seq, work in client.works.items():
-                assert work.seq == seq and work.client is client
-                assert work.phase is not WorkPhase.ENDED, f"ended work {seq} is still waited for"
-                if work.phase is not WorkPhase.QUEUED:
-                    assert work.engine is not None and work.engine.in_flight.get(work.key) is work
-        for work in self.iterate_unfinished():
+            assert client in self.sessions[client.session]
+        for session, clients in self.sessions.items():
+            for client in clients:
+                assert client.session == session and (client.works or self.clients.get(client.route) is client)
+                for seq, work in client.works.items():
+                    assert work.seq == seq and work.client is client
+                    assert work.phase is not WorkPhase.ENDED, f"ended work {seq} is still waited for"
+                    if work.phase in (WorkPhase.SENT, WorkPhase.RECALLED):
+                        assert work.engine is not None and work.engine.in_flight.get(work.key) is work
+        unfinished = list(self.iterate_unfinished())
+        queued = sum(work.phase is WorkPhase.QUEUED for work in unfinished)
+        assert queued == self.scheduler.waiting, f"{queued} tasks are queued, {self.scheduler.waiting} are in pools"
+        held = sum(len(engine.in_flight) for engine in self.engines.values())
+        assert held == sum(work.phase in (WorkPhase.SENT, WorkPhase.RECALLED) for work in unfinished)
+        self.dependencies.check(unfinished)
+        self.deadlines.check(unfinished)
+        self.outcomes.check()
+        for work in unfinished:
             if work.function:
                 uses[work.function] = uses.get(work.function, 0) + 1
         for digest, entry in self.functions.entries.items():

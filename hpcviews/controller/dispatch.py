@@ -1,6 +1,7 @@
 """What happens for which event: the table from messages and events to the functions that decide.
 
-What clients ask for is in requests.py, who comes and goes in members.py, the placing of tasks in scheduler.py.
+What clients ask for is in requests.py, who comes and goes in members.py, what follows for tasks that waited in
+tasks.py, the placing of tasks in scheduler.py.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hpcviews.controller import endings, members, requests
+from hpcviews.controller import endings, members, requests, tasks
 from hpcviews.controller.core import Core
 from hpcviews.controller.events import SetEvent, SetExited, SetNotStarted, SetStarted, StopRequested
 from hpcviews.controller.outbox import Outbox
@@ -32,12 +33,16 @@ def on_message(
         handle = _FROM_CLIENT.get(kind)
         if handle is not None:
             handle(core, out, client, message, frames, now)
+            if core.dependencies.verdicts:
+                tasks.settle(core, out)
             return
     engine = core.engine_by_route.get(route)
     if engine is not None:
         handle = _FROM_ENGINE.get(kind)
         if handle is not None:
             handle(core, out, engine, message, frames, now)
+            if core.dependencies.verdicts:
+                tasks.settle(core, out)
             return
     if kind is m.Probe:
         out.send(route, m.ProbeReply(core.identity.cluster, core.identity.generation))
@@ -45,6 +50,7 @@ def on_message(
         members.on_client_hello(core, out, route, message)
     elif isinstance(message, m.EngineHello) and role != "client" and client is None:
         members.on_engine_hello(core, out, route, message, now)
+        tasks.settle(core, out)
     elif client is None and engine is None and kind in _FROM_ENGINE:
         # An engine that was given up while its answer was under way; it will notice and say hello again.
         core.late_replies += 1
@@ -62,6 +68,7 @@ def on_disconnect(core: Core, out: Outbox, route: Route, why: str) -> None:
     if engine is not None:
         # Engines that are told to end close their connections: nothing was killed, and the log must not say so.
         members.on_engine_lost(core, out, engine, "ended with the cluster" if core.stopping else why)
+    tasks.settle(core, out)
 
 
 def on_set_event(core: Core, out: Outbox, event: SetEvent) -> None:
@@ -74,6 +81,7 @@ def on_set_event(core: Core, out: Outbox, event: SetEvent) -> None:
         members.on_set_exited(core, out, event)
     elif isinstance(event, StopRequested):
         members.on_stop(core, out, event.why)
+    tasks.settle(core, out)
 
 
 def on_schedule(core: Core, out: Outbox, now: float) -> None:
@@ -84,7 +92,9 @@ def on_schedule(core: Core, out: Outbox, now: float) -> None:
 
 
 def on_tick(core: Core, out: Outbox, now: float) -> None:
-    """Time passes while `core.scheduler.may_recall`: take work back from engines that are stuck."""
+    """Time passes: what has waited too long ends, and what waits behind a stuck engine is taken back from it."""
+    tasks.expire(core, out, now)
+    tasks.settle(core, out)
     requests.recall(out, core.scheduler.choose_recall(now))
 
 
@@ -109,7 +119,7 @@ def _on_status_query(
             started=identity.started,
             endpoints=list(identity.endpoints),
             clients=len(core.clients),
-            waiting_tasks=core.scheduler.waiting,
+            waiting_tasks=core.scheduler.waiting + core.dependencies.waiting,
             malformed=core.malformed,
             engines=engines,
             sets=[s.info() for s in core.sets.values()],

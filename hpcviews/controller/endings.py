@@ -53,7 +53,7 @@ def on_interrupt_requests(
         if work is None:
             continue
         work.is_aborting = True
-        if work.phase is WorkPhase.QUEUED:
+        if work.phase in (WorkPhase.WAITING, WorkPhase.QUEUED):
             requests.fail(core, out, work, "TaskAborted", "withdrawn before it started")
         else:
             handed_out.append(work)

@@ -41,6 +41,10 @@ on virtual machines above all, and a request passes here twice: staying awake ta
 It gives way to whoever wants the core, so engines that compute lose nothing measurable."""
 
 RECALL_CHECK_S = 0.005
+
+SLEEP_MAX_S = 86_400.0
+"""A deadline further away is looked at again after a day: poll() takes at most 24."""
+
 LAST_WORDS_QUIET_S = 0.25
 """A lost connection that has had no message for this long has none left, also when others keep the socket busy:
 the socket takes from all its connections in turn."""
@@ -100,6 +104,8 @@ class ControllerLoop:
         self._outgoing: dict[Route, tuple[list[m.Message], Frames]] = {}
         self._wants_scheduling = False
         self._may_recall = False
+        self._deadline: float | None = None
+        """When the next task has waited too long."""
         self._is_finished = False
         self._services_changed = True
         """They may want to be ticked at another time, or to have other file descriptors watched."""
@@ -227,6 +233,8 @@ class ControllerLoop:
         waits = [] if due is None else [max(0.0, due - now)]
         if self._may_recall:
             waits.append(RECALL_CHECK_S)
+        if self._deadline is not None:
+            waits.append(min(max(0.0, self._deadline - now), SLEEP_MAX_S))
         if self._dying:
             waits.append(LAST_WORDS_QUIET_S)
         return int(min(waits) * 1000) + 1 if waits else None
@@ -317,12 +325,13 @@ class ControllerLoop:
 
     def _end_turn(self, now: float) -> None:
         core = self._core
-        if self._wants_scheduling:
-            self._wants_scheduling = False
-            dispatch.on_schedule(core, self, now)
+        self._schedule(now)
         self._may_recall = core.scheduler.may_recall
-        if self._may_recall:
+        self._deadline = core.deadlines.find_next()
+        if self._may_recall or (self._deadline is not None and self._deadline <= now):
             dispatch.on_tick(core, self, now)
+            self._schedule(now)  # tasks that depend on the failure of one that has waited too long
+            self._deadline = core.deadlines.find_next()
         self._check_core()
         if not self._outgoing:
             return
@@ -331,6 +340,11 @@ class ControllerLoop:
             socket = self._ipc.socket if route[:1] == b"i" else self._tcp.socket
             # A peer that is gone is no error here: its disconnect is on its way to us.
             socket.send_multipart([route[1:], encode(messages), *frames], zmq.NOBLOCK, copy=False)
+
+    def _schedule(self, now: float) -> None:
+        if self._wants_scheduling:
+            self._wants_scheduling = False
+            dispatch.on_schedule(self._core, self, now)
 
     def _check_core(self) -> None:
         if self._check:

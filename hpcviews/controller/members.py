@@ -32,7 +32,7 @@ def on_client_hello(core: Core, out: Outbox, route: Route, hello: m.ClientHello)
         return
     if route in core.clients:
         raise ProtocolError("a second hello on one connection")
-    core.clients[route] = Client(route, Session(hello.session), hello.host, hello.pid)
+    core.add_client(Client(route, Session(hello.session), hello.host, hello.pid))
     log.info("client %s: connected from %s, pid %d", hello.session, hello.host, hello.pid)
     identity = core.identity
     engines = [engine.info for _, engine in sorted(core.engines.items())]
@@ -57,6 +57,7 @@ def _forget_client(core: Core, out: Outbox, client: Client, keep_running: bool) 
     endings.forget_client(core, client)
     core.functions.forget_all_of(out, client)
     del core.clients[client.route]
+    core.forget_if_over(client)
 
 
 # ---------------------------------------------------------------- engines
@@ -102,6 +103,7 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
         engine_set.engines.add(engine_id)
         if len(engine_set.engines) == engine_set.n and engine_set.phase is not SetPhase.READY:
             move_set(core, out, engine_set, SetPhase.READY)
+            requests.end_stranded(core, out)  # who waited for an engine of it that is not among these waits no more
     out.ask_for_scheduling()
 
 

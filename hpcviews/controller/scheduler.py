@@ -8,8 +8,8 @@ minute-long ones are placed one by one. What an engine holds but has not started
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator
 
 from hpcviews.controller.state import Client, Engine, Work, WorkPhase
 from hpcviews.ids import EngineId
@@ -55,7 +55,8 @@ class LoadIndex:
             self._buckets.append({})
         self._buckets[load][engine.id] = engine
         self._load_of[engine.id] = load
-        self._lowest = min(self._lowest, load)
+        if load < self._lowest:
+            self._lowest = load
 
     def remove(self, engine: Engine) -> None:
         """Take an engine out, if it is in."""
@@ -85,13 +86,25 @@ class LoadIndex:
         return self._load_of.get(engine.id)
 
 
+PoolKey = Hashable
+"""The engines that tasks may run on; with those they are barred from, if there are such: only those pay for a pair."""
+
+
+def _make_key(work: Work) -> PoolKey:
+    return work.targets if work.barred is None else (work.targets, work.barred)
+
+
 class Pool:
     """Tasks that may run on the same engines."""
 
-    __slots__ = ("count", "queues", "room", "targets")
+    __slots__ = ("barred", "count", "key", "members", "queues", "room", "targets")
 
-    def __init__(self, targets: frozenset[EngineId] | None):
+    def __init__(self, key: PoolKey, targets: frozenset[EngineId] | None, barred: frozenset[EngineId] | None):
+        self.key = key
         self.targets = targets
+        self.barred = barred
+        self.members = 0
+        """How many of its engines are there."""
         self.room = LoadIndex()
         """Its engines that are below their credit."""
         self.queues: dict[Client, deque[Work]] = {}
@@ -101,6 +114,8 @@ class Pool:
 
     def admits(self, engine: Engine) -> bool:
         """Whether its tasks may run on `engine`."""
+        if self.barred is not None and engine.id in self.barred:
+            return False
         return self.targets is None or engine.id in self.targets
 
     def put(self, work: Work, in_front: bool) -> None:
@@ -147,7 +162,11 @@ class Scheduler:
         self.loads = LoadIndex()
         self.tasks_held = LoadIndex()
         """Engines by the number of tasks they hold: what can be recalled, however many requests wait beside them."""
-        self.pools: dict[frozenset[EngineId] | None, Pool] = {None: Pool(None)}
+        self._anywhere = Pool(None, None, None)
+        self.pools: dict[PoolKey, Pool] = {None: self._anywhere}
+        self._ready: OrderedDict[Pool, None] = OrderedDict()
+        """Pools that may have both a task and an engine for it, the next one first: with a pool for each engine, as
+        tasks that follow others have, looking at all of them for each task would be too much."""
 
     @property
     def waiting(self) -> int:
@@ -160,6 +179,8 @@ class Scheduler:
         """An engine registered."""
         self.engines[engine.id] = engine
         engine.pools = [pool for pool in self.pools.values() if pool.admits(engine)]
+        for pool in engine.pools:
+            pool.members += 1
         self.update_load(engine)
 
     def remove_engine(self, engine: Engine) -> None:
@@ -169,6 +190,7 @@ class Scheduler:
         self.tasks_held.remove(engine)
         for pool in engine.pools:
             pool.room.remove(engine)
+            pool.members -= 1
         engine.pools = []
 
     def update_load(self, engine: Engine) -> None:
@@ -179,6 +201,8 @@ class Scheduler:
         if load < engine.credit:
             for pool in engine.pools:
                 pool.room.put(engine, load)
+                if pool.count:
+                    self._ready[pool] = None
         else:
             for pool in engine.pools:
                 pool.room.remove(engine)
@@ -197,69 +221,83 @@ class Scheduler:
 
     def put(self, work: Work, in_front: bool = False) -> None:
         """A task waits for an engine."""
-        pool = self.pools.get(work.targets)
-        if pool is None:
-            pool = self.pools[work.targets] = Pool(work.targets)
-            assert work.targets is not None
-            for engine_id in work.targets:
+        if work.targets is None and work.barred is None:
+            pool = self._anywhere
+        else:
+            key = _make_key(work)
+            pool = self.pools.get(key) or self._open(key, work)
+        pool.put(work, in_front)
+        if len(pool.room):
+            self._ready[pool] = None
+
+    def _open(self, key: PoolKey, work: Work) -> Pool:
+        pool = self.pools[key] = Pool(key, work.targets, work.barred)
+        for engine in self._iterate_engines(work.targets):
+            if pool.admits(engine):
+                pool.members += 1
+                engine.pools.append(pool)
+                if len(engine.in_flight) < engine.credit:
+                    pool.room.put(engine, len(engine.in_flight))
+        return pool
+
+    def _iterate_engines(self, targets: frozenset[EngineId] | None) -> Iterator[Engine]:
+        """Those of `targets` that are there; None: all."""
+        if targets is None:
+            yield from self.engines.values()
+        else:
+            for engine_id in targets:
                 engine = self.engines.get(engine_id)
                 if engine is not None:
-                    engine.pools.append(pool)
-                    if len(engine.in_flight) < engine.credit:
-                        pool.room.put(engine, len(engine.in_flight))
-        pool.put(work, in_front)
+                    yield engine
+
+    def has_engine(self, targets: frozenset[EngineId] | None, barred: frozenset[EngineId]) -> bool:
+        """Whether an engine is there that is one of `targets` (None: any) and not barred."""
+        if targets is None:
+            # Both sides know their length: an answer at once while there are more engines than barred ones.
+            return not self.engines.keys() <= barred
+        if not barred:
+            return not self.engines.keys().isdisjoint(targets)
+        return any(engine.id not in barred for engine in self._iterate_engines(targets))
 
     def drop(self, work: Work) -> None:
         """A waiting task ended. Call before moving it."""
-        pool = self.pools[work.targets]
+        pool = self.pools[_make_key(work)]
         pool.note_ended()
         self._close_if_empty(pool)
 
     def take_placement(self) -> tuple[Work, Engine] | None:
         """The next task and the engine it goes to, or None when nothing can be placed now."""
-        for pool in self.pools.values():
-            if not pool.count:
-                continue
-            engine = pool.room.find_lowest()
+        ready = self._ready
+        while ready:
+            pool = next(iter(ready))
+            engine = pool.room.find_lowest() if pool.count else None
             if engine is None:
+                del ready[pool]
                 continue
             work = pool.take_next()
             assert work is not None
-            if work.tried and engine.id in work.tried:
-                engine = self._find_untried(pool, work.tried) or engine
-            if len(self.pools) > 1:
-                self._pass_turn(pool)
+            if not pool.count:
+                del ready[pool]
+                self._close_if_empty(pool)
+            elif len(ready) > 1:
+                ready.move_to_end(pool)
             return work, engine
         return None
 
-    def _find_untried(self, pool: Pool, tried: set[EngineId]) -> Engine | None:
-        # Only for tasks that failed before, so a scan over engines is not in a hot path.
-        candidates = [e for e in self.engines.values() if pool.admits(e) and e.id not in tried]
-        return min(candidates, key=lambda e: (e.load, e.id), default=None)
-
-    def _pass_turn(self, pool: Pool) -> None:
-        if pool.targets is None or pool.count:
-            del self.pools[pool.targets]
-            self.pools[pool.targets] = pool
-        else:
-            self._close_if_empty(pool)
-
     def _close_if_empty(self, pool: Pool) -> None:
-        if pool.targets is not None and not pool.count:
-            del self.pools[pool.targets]
-            for engine_id in pool.targets:
-                engine = self.engines.get(engine_id)
-                if engine is not None:
-                    engine.pools.remove(pool)
+        if pool is self._anywhere or pool.count:
+            return
+        del self.pools[pool.key]
+        self._ready.pop(pool, None)
+        for engine in self._iterate_engines(pool.targets):
+            if pool.admits(engine):
+                engine.pools.remove(pool)
 
-    def take_stranded(self) -> list[Work]:
-        """The waiting tasks none of whose engines is there; for when none can come either."""
+    def take_stranded(self, barred_only: bool) -> list[Work]:
+        """The waiting tasks none of whose engines is there; all, or those that are barred from some."""
         stranded: list[Work] = []
         for pool in list(self.pools.values()):
-            if not pool.count:
-                continue
-            alive = self.engines if pool.targets is None else pool.targets & self.engines.keys()
-            if alive:
+            if not pool.count or pool.members or (barred_only and pool.barred is None):
                 continue
             while (work := pool.take_next()) is not None:
                 stranded.append(work)
@@ -271,7 +309,7 @@ class Scheduler:
     @property
     def may_recall(self) -> bool:
         """Whether an engine is idle while others hold tasks, and one of them more than it can be running."""
-        if self.pools[None].count or len(self.engines) < 2:
+        if self._anywhere.count or len(self.engines) < 2:
             return False
         lowest = self.loads.find_lowest()
         if lowest is None or lowest.load:
@@ -297,6 +335,7 @@ class Scheduler:
                     work.key != running
                     and work.phase is WorkPhase.SENT
                     and (work.targets is None or idle.id in work.targets)
+                    and (work.barred is None or idle.id not in work.barred)
                 ):
                     works.append(work)
                 if len(works) >= (engine.load + 1) // 2:
@@ -321,8 +360,12 @@ class Scheduler:
                 else:
                     assert filed is None
         assert len(self.loads) == len(self.tasks_held) == len(self.engines)
-        for targets, pool in self.pools.items():
+        for key, pool in self.pools.items():
             waiting = [w for q in pool.queues.values() for w in q if w.phase is WorkPhase.QUEUED]
-            assert pool.count == len(waiting), f"pool {targets}: counts {pool.count}, holds {len(waiting)}"
-            assert all(w.targets == targets for w in waiting)
-            assert targets is None or pool.count, "an empty pool was kept"
+            assert pool.key == key and pool.count == len(waiting), f"pool {key}: {pool.count}, holds {len(waiting)}"
+            assert all(_make_key(w) == key for w in waiting)
+            assert pool is self._anywhere or pool.count, "an empty pool was kept"
+            assert pool.members == sum(pool.admits(engine) for engine in self.engines.values())
+            if pool.count and len(pool.room):
+                assert pool in self._ready, f"pool {key} is passed over"
+        assert set(self._ready) <= set(self.pools.values()), "a pool that is gone is waited for"

@@ -6,10 +6,14 @@ import enum
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcviews.ids import Digest, EngineId, RunKey, Session, SetId
 from hpcviews.wire import messages as m
+
+if TYPE_CHECKING:
+    from hpcviews.controller.attempts import Attempts
+    from hpcviews.controller.dependencies import Dependents, Terms
 
 Frames = list[Any]
 """Payload frames (zmq.Frame), which the core hands on unread."""
@@ -89,7 +93,10 @@ class EngineSet:
 # ---------------------------------------------------------------- peers
 
 
-@dataclass(slots=True, eq=False)
+# Without dataclass's own repr: these records refer to each other, and it would show all of the controller.
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Client:
     """A connected client."""
 
@@ -103,7 +110,7 @@ class Client:
     """False once its connection is gone: results of it have nowhere to go."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Engine:
     """A registered engine."""
 
@@ -185,17 +192,20 @@ NO_KEY = RunKey(-1)
 class WorkPhase(enum.IntEnum):
     """States of a request for one engine, or of a task."""
 
-    QUEUED = 0
+    WAITING = 0
+    """A task that waits for the end of other requests."""
+    QUEUED = 1
     """A task that waits for an engine."""
-    SENT = 1
+    SENT = 2
     """Handed to an engine; it may have started."""
-    RECALLED = 2
+    RECALLED = 3
     """Asked back from its engine, which has not answered yet."""
-    ENDED = 3
+    ENDED = 4
     """Answered to the client, or dropped with it."""
 
 
 WORK_MOVES: Mapping[WorkPhase, frozenset[WorkPhase]] = {
+    WorkPhase.WAITING: frozenset({WorkPhase.QUEUED, WorkPhase.ENDED}),
     WorkPhase.QUEUED: frozenset({WorkPhase.SENT, WorkPhase.ENDED}),
     WorkPhase.SENT: frozenset({WorkPhase.QUEUED, WorkPhase.RECALLED, WorkPhase.ENDED}),
     WorkPhase.RECALLED: frozenset({WorkPhase.QUEUED, WorkPhase.SENT, WorkPhase.ENDED}),
@@ -203,7 +213,7 @@ WORK_MOVES: Mapping[WorkPhase, frozenset[WorkPhase]] = {
 }
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Work:
     """A request of a client for one engine (`is_task` False), or a task (True)."""
 
@@ -222,19 +232,32 @@ class Work:
     phase: WorkPhase = WorkPhase.QUEUED
     engine: Engine | None = None
     key: RunKey = NO_KEY
-    tried: set[EngineId] | None = None
-    """Engines that failed it, when there are retries."""
     is_aborting: bool = False
+    terms: Terms | None = None
+    """What a task waits for beside an engine, when it does."""
+    dependents: Dependents | None = None
+    """What waits for its end."""
+    attempts: Attempts | None = None
+    """What became of earlier attempts; None at the first."""
+    barred: frozenset[EngineId] | None = None
+    """Engines that it must not go to now: they refused it, or failed it while others have not tried it."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for other requests."""
+        return self.phase is WorkPhase.WAITING
 
     def move(self, to: WorkPhase) -> None:
         """Go to another phase."""
         if to not in WORK_MOVES[self.phase]:
-            raise IllegalMove(
-                f"{'task' if self.is_task else 'request'} {self.client.session}-{self.seq} "
-                f"(engine {self.engine.id if self.engine else None}, key {self.key}): "
-                f"{self.phase.name} -> {to.name}"
-            )
+            raise IllegalMove(f"{self!r}: {self.phase.name} -> {to.name}")
         self.phase = to
+
+    def __repr__(self) -> str:
+        return (
+            f"<{'task' if self.is_task else 'request'} {self.client.session}-{self.seq}: {self.phase.name}, "
+            f"engine {self.engine.id if self.engine else None}, key {self.key}>"
+        )
 
 
 P = TypeVar("P", bound=enum.Enum)

@@ -98,6 +98,7 @@ class DependencyInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Requests, of any client and any queue, that a task depends on."""
 
     msg_ids: list[str]
+    """Each once; consecutive ones as ``SESSION-FIRST..LAST`` (ids.py), so that a whole map is one short text."""
     all: bool
     """True: on all of them; False: on any one of them."""
     success: bool

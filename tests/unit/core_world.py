@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hpcviews.controller import dispatch
 from hpcviews.controller.core import Core, Identity
 from hpcviews.controller.events import SetExited, SetStarted
@@ -82,8 +84,24 @@ class World:
             inbox[:] = [entry for entry in inbox if not isinstance(entry[0], notices)]
 
 
-def task(seq: int, *, targets: list[int] | None = None, retries: int = 0, data: bytes = b"x") -> m.Task:
-    return m.Task(data, 0, seq, "apply", b"", targets, retries)
+def task(
+    seq: int,
+    *,
+    targets: list[int] | None = None,
+    retries: int = 0,
+    data: bytes = b"x",
+    after: m.DependencyInfo | None = None,
+    follow: m.DependencyInfo | None = None,
+    timeout_s: float = 0.0,
+) -> m.Task:
+    conditions = m.Conditions(after, follow, timeout_s) if after or follow or timeout_s else None
+    return m.Task(data, 0, seq, "apply", b"", targets, retries, "", conditions)
+
+
+def on(*seqs: int | str, name: str = "A", all: bool = True, success: bool = True, failure: bool = False) -> Any:
+    """A dependency on requests of a client; as texts, whatever they are."""
+    texts = [seq if isinstance(seq, str) else f"{name * 16}-{seq}" for seq in seqs]
+    return m.DependencyInfo(texts, all, success, failure)
 
 
 def request(seq: int, targets: list[int], *, data: bytes = b"x") -> m.Request:
@@ -91,5 +109,5 @@ def request(seq: int, targets: list[int], *, data: bytes = b"x") -> m.Request:
 
 
 def done(key: int, *, took: float = 0.0, error: str = "") -> m.Done:
-    info = m.ErrorInfo(error, "text", "", False) if error else None
+    info = m.ErrorInfo(error, "text", "", error == "UnmetDependency") if error else None
     return m.Done(b"value", 0, key, 0.0, took, info)

@@ -1,13 +1,19 @@
-"""Thousands of random events, all invariants checked after each; in the end every request has exactly one result."""
+"""Thousands of random events, all invariants checked after each; in the end every request has exactly one result.
+
+What tasks depend on is checked by a model that knows only results: no task runs before it may, or where it must not,
+and none is called impossible that is not.
+"""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from core_world import World, done
 
 from hpcviews.controller.state import Route
+from hpcviews.ids import parse_msg_id_run, render_msg_id_runs
 from hpcviews.wire import messages as m
 
 STEPS = 500
@@ -26,6 +32,14 @@ class Walk:
         self.engine_ids: dict[Route, int] = {}
         self.lives = 0
         self.next_seq = 0
+        self.sessions: dict[Route, str] = {}
+        self.names: list[str] = []
+        """msg_ids of all requests, of all clients."""
+        self.ended: dict[str, tuple[bool, int]] = {}
+        """Which are known to have ended: whether well, and on which engine."""
+        self.conditions: dict[str, m.Conditions] = {}
+        self.refused: dict[str, set[int]] = {}
+        self.running: dict[tuple[Route, int], str] = {}
         self.world.out.on_send = self.on_send
         self.world.start_set(6)
         for index in range(3):
@@ -35,9 +49,53 @@ class Walk:
     def on_send(self, route: Route, message: m.Message) -> None:
         if isinstance(message, m.Run) and route in self.holding:
             self.holding[route].append(message.key)
+            self.running[route, message.key] = name = message.data.decode()
+            self.check_run(name, self.engine_ids[route])
         elif isinstance(message, m.Result) and route in self.answered:
             counts = self.answered[route]
             counts[message.seq] = counts.get(message.seq, 0) + 1
+            name = f"{self.sessions[route]}-{message.seq}"
+            self.ended[name] = (message.error is None, message.engine)
+            if message.error is not None and message.error.ename == "ImpossibleDependency":
+                self.check_impossible(name)
+
+    # -------------------------------------------------------- the model of dependencies
+
+    def judge(self, info: m.DependencyInfo, is_follow: bool) -> tuple[str, set[int]]:
+        """ "met", "never", "open" or, where a client is gone that alone was told, "unknown"; and the engines."""
+        names = [f"{session}-{seq}" for session, seqs in map(parse_msg_id_run, info.msg_ids) for seq in seqs]
+        listening = {self.sessions[route] for route in self.asked}
+        if any(name not in self.ended and name.rsplit("-", 1)[0] not in listening for name in names):
+            return "unknown", set()
+        told = [self.ended[name] for name in names if name in self.ended]
+        good = [t for t in told if (info.success if t[0] else info.failure) and (t[1] >= 0 or not is_follow)]
+        engines = {engine_id for _, engine_id in good}
+        if info.all:
+            impossible = len(good) < len(told) or (is_follow and len(engines) > 1)
+            return ("never" if impossible else "met" if len(good) == len(names) else "open"), engines
+        return ("met" if good else "never" if len(told) == len(names) else "open"), engines
+
+    def check_run(self, name: str, engine_id: int) -> None:
+        assert engine_id not in self.refused.get(name, ()), f"{name} runs on engine {engine_id}, which refused it"
+        conditions = self.conditions.get(name)
+        if conditions is None:
+            return
+        if conditions.after is not None:
+            assert self.judge(conditions.after, False)[0] in ("met", "unknown"), f"{name} runs before it may"
+        if conditions.follow is not None:
+            verdict, engines = self.judge(conditions.follow, True)
+            assert verdict in ("met", "unknown"), f"{name} runs before it may"
+            assert verdict == "unknown" or engine_id in engines, f"{name} runs on {engine_id}, not {engines}"
+
+    def check_impossible(self, name: str) -> None:
+        conditions = self.conditions[name]
+        after = "met" if conditions.after is None else self.judge(conditions.after, False)[0]
+        if conditions.follow is None:
+            assert after in ("never", "unknown"), f"{name} was possible"
+            return
+        follow = self.judge(conditions.follow, True)[0]
+        # "met": their engines are gone, or are none of its targets.
+        assert {"never", "unknown"} & {after, follow} or follow == "met", f"{name} was possible"
 
     # -------------------------------------------------------- moves
 
@@ -45,7 +103,8 @@ class Walk:
         self.lives += 1
         route = f"c{self.lives}".encode()
         self.asked[route], self.answered[route] = set(), {}
-        self.world.say(route, m.ClientHello("0.1.0", "3.11", f"{self.lives:016x}", "node", 1))
+        self.sessions[route] = f"{self.lives:016x}"
+        self.world.say(route, m.ClientHello("0.1.0", "3.11", self.sessions[route], "node", 1))
 
     def add_engine(self, index: int | None = None) -> None:
         if len(self.holding) >= 6:
@@ -69,15 +128,38 @@ class Walk:
             self.next_seq += 4
             if self.random.random() < 0.3:
                 targets = self.random.sample(range(7), self.random.randint(0, 4))
-                message: m.Message = m.Request(b"x", 0, seq, targets, "apply", self.maybe_function(client))
-                self.asked[client].update(range(seq, seq + len(targets)))
+                # Its parts share a payload: "-" is the name of no task, so nothing is looked up for it.
+                message: m.Message = m.Request(b"-", 0, seq, targets, "apply", self.maybe_function(client))
+                seqs = range(seq, seq + len(targets))
             else:
                 targets_or_any = self.random.choice([None, None, [self.random.randrange(7)], [0, 1, 2]])
+                name = f"{self.sessions[client]}-{seq}"
+                conditions = self.make_conditions()
+                if conditions is not None:
+                    self.conditions[name] = conditions
+                function, retries = self.maybe_function(client), self.random.choice([0, 0, 1, 3])
                 message = m.Task(
-                    b"x", 0, seq, "apply", self.maybe_function(client), targets_or_any, self.random.choice([0, 0, 1, 3])
-                )
-                self.asked[client].add(seq)
+                    name.encode(), 0, seq, "apply", function, targets_or_any, retries, "", conditions
+                )  # fmt: skip
+                seqs = range(seq, seq + 1)
+            self.asked[client].update(seqs)
             self.world.say(client, message)
+            self.names += [f"{self.sessions[client]}-{s}" for s in seqs]
+
+    def make_conditions(self) -> m.Conditions | None:
+        choose = self.random.choice
+        if self.random.random() < 0.5:
+            return None
+        infos: list[Any] = [None, None]
+        for place in (0, 1):
+            if self.names and self.random.random() < (0.7, 0.3)[place]:
+                recent = self.names[-60:] if self.random.random() < 0.9 else self.names
+                some = self.random.sample(recent, min(len(recent), choose([1, 1, 2, 5])))
+                success, failure = choose([(True, False), (True, False), (True, True), (False, True)])
+                infos[place] = m.DependencyInfo(
+                    render_msg_id_runs(some), choose([True, True, False]), success, failure
+                )  # fmt: skip
+        return m.Conditions(*infos, choose([0.0, 0.0, 0.5, 3.0, 30.0]))
 
     def maybe_function(self, client: Route) -> bytes:
         if self.random.random() < 0.7:
@@ -94,7 +176,10 @@ class Walk:
         for _ in range(self.random.randint(1, len(keys))):
             key = keys.pop(0)
             took = self.random.choice([0.00001, 0.001, 0.1, 10.0])
-            error = self.random.choice(["", "", "", "ValueError"])
+            error = self.random.choice(["", "", "", "", "ValueError", "UnmetDependency"])
+            name = self.running.pop((engine, key))
+            if error == "UnmetDependency" and name != "-":
+                self.refused.setdefault(name, set()).add(self.engine_ids[engine])
             if self.random.random() < 0.2:
                 self.world.say(engine, m.RunOutput(key, "stdout", "text"))
             self.world.say(engine, done(key, took=took, error=error))
