@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpcviews.client.balanced_view import LoadBalancedView
     from hpcviews.client.broadcast_view import BroadcastView
     from hpcviews.client.client import Client
+    from hpcviews.client.dependency import Dependency
     from hpcviews.client.direct_view import DirectView
     from hpcviews.client.executor import ViewExecutor
     from hpcviews.client.lazy_map import LazyMapIterator
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         UsageError,
         VersionMismatch,
     )
+    from hpcviews.wire.dependent import depend, dependent, interactive, require
     from hpcviews.wire.reference import Reference
 
 _HOMES = {
@@ -73,6 +75,7 @@ _HOMES = {
     "BroadcastView": "hpcviews.client.broadcast_view",
     "Client": "hpcviews.client.client",
     "Cluster": "hpcviews.cluster.cluster",
+    "Dependency": "hpcviews.client.dependency",
     "DirectView": "hpcviews.client.direct_view",
     "LazyMapIterator": "hpcviews.client.lazy_map",
     "LoadBalancedView": "hpcviews.client.balanced_view",
@@ -81,8 +84,12 @@ _HOMES = {
     "RemoteFunction": "hpcviews.client.remote_function",
     "View": "hpcviews.client.view",
     "ViewExecutor": "hpcviews.client.executor",
+    "depend": "hpcviews.wire.dependent",
+    "dependent": "hpcviews.wire.dependent",
+    "interactive": "hpcviews.wire.dependent",
     "parallel": "hpcviews.client.remote_function",
     "remote": "hpcviews.client.remote_function",
+    "require": "hpcviews.wire.dependent",
 }
 
 __all__ = [
@@ -96,6 +103,7 @@ __all__ = [
     "ConnectError",
     "ControllerLost",
     "ControllerUnreachable",
+    "Dependency",
     "DependencyTimeout",
     "DirectView",
     "EngineError",
@@ -129,8 +137,12 @@ __all__ = [
     "View",
     "ViewExecutor",
     "__version__",
+    "depend",
+    "dependent",
+    "interactive",
     "parallel",
     "remote",
+    "require",
 ]
 
 

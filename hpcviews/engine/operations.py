@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcviews.engine.namespace import clear_namespace
-from hpcviews.errors import RemoteError, SerializationError
+from hpcviews.errors import RemoteError, SerializationError, UnmetDependency
 
 SOURCES_KEPT = 100
 """How many executed cells keep their source for tracebacks."""
@@ -54,7 +54,10 @@ class Operations:
         return function(*args, **kwargs)
 
     def _map(self, function: Callable[..., Any] | None, payload: Any) -> list[Any]:
-        """Apply to each element of a chunk; with `return_exceptions` a failed element is its error."""
+        """Apply to each element of a chunk; with `return_exceptions` a failed element is its error.
+
+        An element that cannot be done on this engine is no failure: the whole chunk goes to another one.
+        """
         sequences, return_exceptions = payload
         assert function is not None
         if not return_exceptions:
@@ -63,6 +66,8 @@ class Operations:
         for items in zip(*sequences, strict=False):
             try:
                 values.append(function(*items))
+            except UnmetDependency:
+                raise
             except Exception as error:  # noqa: BLE001 - the boundary around user code, per element
                 values.append(self._describe_error(error))
         return values

@@ -15,8 +15,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hpcviews.engine.operations import Operations
-from hpcviews.errors import RemoteError, SerializationError
+from hpcviews.errors import ImpossibleDependency, RemoteError, SerializationError, UnmetDependency
 from hpcviews.wire import messages as m
+from hpcviews.wire.dependent import dependent
 from hpcviews.wire.payload import EMPTY, Payload, dumps, loads, refresh_captured
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ class Worker:
 
     def _compute(self, run: m.Run, frames: list[Any]) -> Payload:
         function = self._get_function(run.function) if run.function else None
-        if function is not None:
+        if isinstance(function, dependent):
+            function.check()  # before the arguments are unpickled: they may need what it imports
+        elif function is not None:
             refresh_captured(function)
         argument = loads(run.data, frames)
         frames.clear()  # the arrays alias them; nobody else needs them
@@ -146,6 +149,9 @@ class Worker:
     def _describe(self, raised: BaseException, method: str) -> tuple[m.ErrorInfo, Payload]:
         error = self._make_remote_error(raised, method)
         info = self._info
+        if isinstance(raised, UnmetDependency) and not isinstance(raised, ImpossibleDependency):
+            # Not a failure of user code: this engine does not do, and the controller looks for another.
+            return m.ErrorInfo("UnmetDependency", error.evalue, "", True, info.rank, info.host, info.pid, method), EMPTY
         told = m.ErrorInfo(error.ename, error.evalue, error.traceback, False, info.rank, info.host, info.pid, method)
         raised.__traceback__ = None  # its frames would keep the request's arrays alive
         try:

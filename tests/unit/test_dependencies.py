@@ -55,6 +55,12 @@ class Cast:
         assert error is not None
         return error.ename, error.evalue
 
+    def add_engine(self) -> None:
+        """One more, of a set of its own."""
+        set_id = len(self.world.core.sets)
+        self.world.start_set(1, set_id)
+        self.engines.append(self.world.add_engine(0, set_id=set_id))
+
     def kill(self, engine: int, why: str = "was killed") -> None:
         for seq in [s for s, (route, _) in self.held.items() if route == self.engines[engine]]:
             del self.held[seq]
@@ -429,7 +435,7 @@ def test_task_that_was_handed_out_in_time_and_taken_back_has_its_time_again() ->
     cast.task(1)
     cast.task(2, timeout_s=1)
     world.out.take_all(cast.engines[0])
-    cast.engines.append(world.add_engine(1))
+    cast.add_engine()
     world.tick(2)
     withdraw = world.out.take(cast.engines[0], m.Withdraw)
     world.say(cast.engines[0], m.Withdrawn(withdraw.keys, []))
@@ -549,7 +555,7 @@ def test_refused_task_with_a_timeout_waits_for_new_engines() -> None:
     cast.task(2)
     assert 0 not in cast.results and cast.where(2) == 0, "others are not held up"
     cast.world.tick(5)
-    cast.engines.append(cast.world.add_engine(1))
+    cast.add_engine()
     cast.finish(1)
     assert cast.where(0) == 1
     cast.finish(0, "UnmetDependency")
