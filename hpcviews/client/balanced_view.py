@@ -9,7 +9,8 @@ from traitlets import TraitError, validate
 
 from hpcviews.client import maps
 from hpcviews.client.call import Call
-from hpcviews.client.flags import IntFlag
+from hpcviews.client.dependency import Dependency, RenderedDependency
+from hpcviews.client.flags import AnyFlag, IntFlag
 from hpcviews.client.functions import PickledFunction
 from hpcviews.client.lazy_map import ITEMS_PER_ENGINE, LazyMapIterator
 from hpcviews.client.map_result import AsyncMapResult
@@ -36,24 +37,37 @@ RANGE_CHUNK_MIN = 64
 
 RETRIES_MAX = 2**31 - 1
 
+TIMEOUT_MAX_S = 1e9
+"""Thirty years: more is no limit. The controller takes no more."""
+
 
 class LoadBalancedView(View):
     """A view whose calls are tasks, each of which runs on one engine that the controller chooses.
 
     Attributes:
         targets: The engines that may run them; None: any, also those that register later.
-        retries: How often a task may be tried again after it failed or lost its engine.
+        retries: How often a task may be tried again after it failed or lost its engine. Engines that have not tried it
+            go first.
+        after: Run tasks only after these requests have ended: AsyncResults or msg_ids, of any view and any client,
+            one, several, or a Dependency, which says how they count; None: none. Reads as a Dependency.
+        follow: Run tasks only on an engine where these requests ran; as `after`.
+        timeout: Seconds until a task must have been handed to an engine; else it ends with DependencyTimeout where
+            it still waited for requests, and with TaskTimeout. 0 or None: no limit.
     """
 
     is_load_balanced = True
 
     retries = IntFlag(0)
+    after = AnyFlag(None)
+    follow = AnyFlag(None)
+    timeout = AnyFlag(0.0)
 
     def __init__(self, client: Client | None = None, socket: None = None, targets: Any = None, **flags: Any):
         if targets is not None and not (isinstance(targets, str) and targets.lower() == "all") and client is not None:
             targets = parse_targets(targets, client._connection.registry.ids).ids
         elif isinstance(targets, str):
             targets = None
+        self._rendered: dict[str, RenderedDependency] = {}
         super().__init__(client, socket, targets=targets, **flags)
 
     @validate("retries")
@@ -63,6 +77,28 @@ class LoadBalancedView(View):
             raise TraitError(f"retries must be 0 to {RETRIES_MAX}, not {proposal['value']}")
         return int(proposal["value"])
 
+    @validate("after", "follow")
+    def _check_dependency(self, proposal: Any) -> Dependency | None:
+        value = proposal["value"]
+        if value is None or isinstance(value, Dependency):
+            return None if value is None else value.copy()
+        try:
+            return Dependency(value)
+        except TypeError as error:
+            raise ValueError(f"Invalid dependency: {value!r:.200}; {error}") from None
+
+    @validate("timeout")
+    def _check_timeout(self, proposal: Any) -> float:
+        value = proposal["value"]
+        if value is None:
+            return 0.0
+        if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+            raise TraitError(f"timeout must be seconds, or None for no limit, not {value!r:.80}")
+        seconds = float(value)
+        if not seconds >= 0:  # NaN too
+            raise ValueError(f"timeout must be 0 or more seconds, not {value}; 0 or None: no limit")
+        return seconds if seconds <= TIMEOUT_MAX_S else 0.0
+
     def __len__(self) -> int:
         return len(self.client) if self.targets is None else len(self.targets)
 
@@ -71,6 +107,29 @@ class LoadBalancedView(View):
         if self.targets is None:
             return None
         return list(parse_targets(self.targets, self._connection.registry.ids).ids)
+
+    def _make_conditions(self) -> m.Conditions | None:
+        """What a task waits for beside a free engine, by the flags of this thread."""
+        after, follow, timeout_s = self._render("after"), self._render("follow"), self.timeout
+        if after is None and follow is None and not timeout_s:
+            return None
+        return m.Conditions(after and after.message, follow and follow.message, timeout_s)
+
+    def _render(self, flag: str) -> RenderedDependency | None:
+        """A dependency as it travels; kept, because that of a big map takes milliseconds to make."""
+        value: Dependency | None = getattr(self, flag)
+        if not value:
+            return None
+        known = self._rendered.get(flag)
+        if known is None or not known.value.is_same(value):
+            known = self._rendered[flag] = value.render()
+        return known
+
+    def _make_call(self, name: str, count: int, label: str | None = None, **options: Any) -> Call:
+        after, follow = self._render("after"), self._render("follow")
+        return super()._make_call(
+            name, count, label, after=after.msg_ids if after else (), follow=follow.msg_ids if follow else (), **options
+        )
 
     def _apply(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any], block: bool) -> Any:
         targets = self._get_targets()
@@ -88,12 +147,22 @@ class LoadBalancedView(View):
         targets: list[int] | None,
     ) -> AsyncResult:
         payload = self._dumps((args, kwargs), self.track)
-        first = self._connection.reserve(1)
-        call = Call(self.client, name, first, 1)
+        call = self._make_call(name, 1)
+        first = call.first
         result = AsyncResult(
             Slots.of_call(call), targets=None, is_single=True, tracker=merge_trackers([payload, function.payload])
         )
-        task = m.Task(payload.data, len(payload.frames), first, "apply", function.digest, targets, self.retries)
+        task = m.Task(
+            payload.data,
+            len(payload.frames),
+            first,
+            "apply",
+            function.digest,
+            targets,
+            self.retries,
+            call.label,
+            self._make_conditions(),
+        )
         seqs = range(first, first + 1)
         self._connection.post(call, seqs, [task], payload.frames, function)
         self._record(result, seqs)
@@ -109,6 +178,7 @@ class LoadBalancedView(View):
         chunksize: int = 1,
         ordered: bool = True,
         return_exceptions: bool = False,
+        label: str | None = None,
     ) -> Any:
         """Parallel `map`, load-balanced. Arrays are sent uncopied: with ``block=False`` leave them alone until
         `AsyncResult.wait_for_send` (with ``track=True``) or the result.
@@ -122,6 +192,7 @@ class LoadBalancedView(View):
             ordered: Whether iterating over the AsyncMapResult gives results in the order of the items, or as they
                 arrive. `get` always gives the order of the items.
             return_exceptions: Give a RemoteError in place of the result of each item that failed.
+            label: Your own word for it; None: as the view's flag.
         Returns:
             The list of results, or an AsyncMapResult.
         Raises:
@@ -135,8 +206,7 @@ class LoadBalancedView(View):
             ready = [list(seq[:count]) if type(seq) is range else seq for seq in ready]
         bounds = maps.chunk_bounds(count, chunksize)
         function = self._pickle_function(f, is_tracked)
-        first = self._connection.reserve(len(bounds))
-        call = Call(self.client, get_call_name(f), first, len(bounds), keep_arrivals=not ordered)
+        call = self._make_call(get_call_name(f), len(bounds), label, keep_arrivals=not ordered)
         sizes = [stop - start for start, stop in bounds]
         result = AsyncMapResult(call, sizes, targets=None, return_exceptions=return_exceptions)
         chunks = (([seq[start:stop] for seq in ready], return_exceptions) for start, stop in bounds)
@@ -201,8 +271,7 @@ class LoadBalancedView(View):
         rows, sizes = maps.cut_in_parts(ready, -(-length // _check_chunksize(chunksize or 1)), dist)
         targets = self._get_targets()
         function = self._pickle_function(f, self.track)
-        first = self._connection.reserve(len(rows))
-        call = Call(self.client, get_call_name(f), first, len(rows), keep_arrivals=not ordered)
+        call = self._make_call(get_call_name(f), len(rows), keep_arrivals=not ordered)
         result = AsyncMapResult(call, sizes, targets=None, dist=dist, is_map=False, return_exceptions=return_exceptions)
         self._post_tasks(call, result, "apply", ((row, {}) for row in rows), sizes, function, targets, self.track)
         del ready, rows, sequences, function
@@ -220,7 +289,7 @@ class LoadBalancedView(View):
         track: bool,
     ) -> None:
         """Tasks of one call, in pieces, so that engines start before the last is pickled."""
-        retries = self.retries
+        retries, label, conditions = self.retries, call.label, self._make_conditions()
         digest = function.digest
         tracked: list[Payload] = [function.payload] if track else []
         messages: list[m.Message] = []
@@ -237,7 +306,7 @@ class LoadBalancedView(View):
                 stop = start + sizes[seq - call.first]
                 raise SerializationError(f"items {start} to {stop - 1}: {error}") from error
             own = payload.frames
-            messages.append(m.Task(payload.data, len(own), seq, op, digest, targets, retries))
+            messages.append(m.Task(payload.data, len(own), seq, op, digest, targets, retries, label, conditions))
             seq += 1
             if own:
                 frames += own

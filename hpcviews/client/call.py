@@ -67,6 +67,8 @@ class Call:
         msg_ids: Sequence[MsgId] | None = None,
         label: str = "",
         code: str | None = None,
+        after: Sequence[str] = (),
+        follow: Sequence[str] = (),
     ):
         """Make room for the results of `count` requests.
 
@@ -80,6 +82,7 @@ class Call:
             msg_ids: Requests of others, whose results come under our numbers (`messages.Follow`).
             label: The user's own word for them.
             code: The source text they execute, if they do.
+            after, follow: msg_ids of the requests they depend on.
         """
         self.client = client
         self.name = name
@@ -94,8 +97,10 @@ class Call:
         self.arrivals: list[int] | None = [] if keep_arrivals else None
         self._decode = decode
         self._msg_ids = msg_ids
-        self._label = label
+        self.label = label
         self._code = code
+        self._after = after
+        self._follow = follow
         self._submitted = time.time()
         self._followed: dict[int, m.Followed] = {}
         self._results: list[m.Result | None] = [None] * count
@@ -343,8 +348,10 @@ class Call:
                 result,
                 output,
                 self.connection.registry.find(engine),
-                (followed.label if followed is not None else self._label) or None,
+                (followed.label if followed is not None else self.label) or None,
                 self._code,
+                self._after,
+                self._follow,
             )
 
     def get_unfinished(self) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from hpcviews.client.results import AsyncResult
 from hpcviews.ids import render_msg_id_runs
@@ -96,9 +96,18 @@ class Dependency(set[str]):
         """Whether another one says the same; `==` compares the msg_ids alone, as of any sets."""
         return (self.all, self.success, self.failure) == (other.all, other.success, other.failure) and self == other
 
-    def to_message(self) -> m.DependencyInfo:
-        """As it travels."""
-        return m.DependencyInfo(render_msg_id_runs(self), self.all, self.success, self.failure)
+    def render(self) -> RenderedDependency:
+        """As it is now, in the forms in which it is needed again and again."""
+        message = m.DependencyInfo(render_msg_id_runs(self), self.all, self.success, self.failure)
+        return RenderedDependency(self.copy(), message, tuple(sorted(self)))
+
+
+class RenderedDependency(NamedTuple):
+    """A Dependency, and what has been made of it."""
+
+    value: Dependency
+    message: m.DependencyInfo
+    msg_ids: tuple[str, ...]
 
 
 def _collect(dependencies: Any) -> Iterable[str]:

@@ -58,12 +58,11 @@ class DirectView(View):
         name: str,
         function: PickledFunction | None = None,
         decode: Decode | None = None,
+        label: str | None = None,
     ) -> AsyncResult:
         """The same payload to all targets: one message, which the controller fans out."""
-        count = len(targets.ids)
-        first = self._connection.reserve(count)
         tracker = merge_trackers([payload, function.payload] if function is not None else [payload])
-        call = Call(self.client, name, first, count, decode=decode)
+        call = self._make_call(name, len(targets.ids), label, decode=decode)
         result = AsyncResult(
             Slots.of_call(call), targets=_render_targets(targets), is_single=targets.is_single, tracker=tracker
         )
@@ -89,6 +88,7 @@ class DirectView(View):
             list(targets.ids),
             op,
             function.digest if function is not None else b"",
+            call.label,
         )
         self._connection.post(call, seqs, [request], payload.frames, function)
         self._record(result, seqs)
@@ -108,7 +108,7 @@ class DirectView(View):
         seqs = range(call.first, call.first + len(payloads))
         digest = function.digest if function is not None else b""
         messages: list[m.Message] = [
-            m.Request(payload.data, len(payload.frames), seq, [target], op, digest)
+            m.Request(payload.data, len(payload.frames), seq, [target], op, digest, call.label)
             for payload, seq, target in zip(payloads, seqs, targets.ids, strict=False)
         ]
         frames = [frame for payload in payloads for frame in payload.frames]
@@ -132,7 +132,14 @@ class DirectView(View):
         del args, kwargs, payload, function
         return self._finish(result, block)
 
-    def execute(self, code: str, silent: bool = True, targets: Any = None, block: bool | None = None) -> AsyncResult:
+    def execute(
+        self,
+        code: str,
+        silent: bool = True,
+        targets: Any = None,
+        block: bool | None = None,
+        label: str | None = None,
+    ) -> AsyncResult:
         """Execute source text in the namespaces of the engines.
 
         Args:
@@ -140,20 +147,30 @@ class DirectView(View):
             silent: Do not count it (`ExecuteReply.execution_count`) and keep no result of it.
             targets: Which engines; None: those of this view.
             block: Wait until it is done; None: as the view's flag. The AsyncResult is returned in any case.
+            label: Your own word for it; None: as the view's flag.
         Raises:
             RemoteError, CompositeError: With `block`, it raised on an engine.
         """
-        return self._execute(code, silent, "", targets, block)
+        return self._execute(code, silent, "", targets, block, label)
 
-    def _execute(self, code: str, silent: bool, filename: str, targets: Any, block: bool | None) -> AsyncResult:
+    def _execute(
+        self, code: str, silent: bool, filename: str, targets: Any, block: bool | None, label: str | None
+    ) -> AsyncResult:
         if not isinstance(code, str):
             raise TypeError(f"code must be text, not {type(code)}")
         payload = self._dumps((code, silent, filename))
-        result = self._send("execute", payload, self._resolve(targets), "execute", decode=ExecuteReply.decode)
+        decode = ExecuteReply.decode
+        result = self._send("execute", payload, self._resolve(targets), "execute", decode=decode, label=label)
         self._finish(result, self._get_block(block))
         return result
 
-    def run(self, filename: str | os.PathLike[str], targets: Any = None, block: bool | None = None) -> AsyncResult:
+    def run(
+        self,
+        filename: str | os.PathLike[str],
+        targets: Any = None,
+        block: bool | None = None,
+        label: str | None = None,
+    ) -> AsyncResult:
         """Execute a file of this side in the namespaces of the engines; see `execute`.
 
         Raises:
@@ -162,7 +179,7 @@ class DirectView(View):
         path = os.fspath(filename)
         with tokenize.open(path) as file:  # honours an encoding cookie, as Python does
             code = file.read()
-        return self._execute(f"{code}\n", True, path, targets, block)
+        return self._execute(f"{code}\n", True, path, targets, block, label)
 
     def clear(self, targets: Any = None, block: bool | None = None) -> Any:
         """Clear the namespaces of the engines, in order with their other requests."""
@@ -304,7 +321,7 @@ class DirectView(View):
             parts = maps.flatten_parts(parts)
         payloads = [self._dumps({key: part}, is_tracked) for part in parts]
         del parts, seq
-        call = Call(self.client, "scatter", self._connection.reserve(len(payloads)), len(payloads))
+        call = self._make_call("scatter", len(payloads))
         result = AsyncResult(
             Slots.of_call(call), targets=list(chosen.ids), is_single=False, tracker=merge_trackers(payloads)
         )
@@ -332,7 +349,7 @@ class DirectView(View):
         maps.check_dist(dist)
         chosen = self._resolve(targets)
         count = len(chosen.ids)
-        call = Call(self.client, "gather", self._connection.reserve(count), count)
+        call = self._make_call("gather", count)
         result = AsyncMapResult(call, None, targets=list(chosen.ids), dist=dist, is_map=False)
         self._post_to_all(call, result, "pull", self._dumps(([key], True)), chosen)
         return self._finish(result, self._get_block(block))
@@ -345,6 +362,7 @@ class DirectView(View):
         block: bool | None = None,
         track: bool | None = None,
         return_exceptions: bool = False,
+        label: str | None = None,
     ) -> Any:
         """Parallel `map`: each engine gets one contiguous part of the sequences. Arrays are sent uncopied: with
         ``block=False`` leave them alone until `AsyncResult.wait_for_send` (with ``track=True``) or the result.
@@ -355,6 +373,7 @@ class DirectView(View):
             block: Wait for the results; None: as the view's flag.
             track: Make a MessageTracker; None: as the view's flag.
             return_exceptions: Give a RemoteError in place of the result of each item that failed.
+            label: Your own word for it; None: as the view's flag.
         Returns:
             The list of results, or an AsyncMapResult.
         """
@@ -366,7 +385,7 @@ class DirectView(View):
         payloads = [
             self._dumps(([seq[start:stop] for seq in ready], return_exceptions), is_tracked) for start, stop in bounds
         ]
-        call = Call(self.client, get_call_name(f), self._connection.reserve(len(payloads)), len(payloads))
+        call = self._make_call(get_call_name(f), len(payloads), label)
         result = AsyncMapResult(
             call,
             [stop - start for start, stop in bounds],
@@ -396,7 +415,7 @@ class DirectView(View):
         function = self._pickle_function(f, self.track)
         payloads = [self._dumps((row, {}), self.track) for row in rows]
         del ready, rows, sequences
-        call = Call(self.client, get_call_name(f), self._connection.reserve(len(payloads)), len(payloads))
+        call = self._make_call(get_call_name(f), len(payloads))
         result = AsyncMapResult(
             call,
             sizes,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as AnyTrait
-from traitlets import Bool, HasTraits, Int
+from traitlets import Bool, HasTraits, Int, Unicode
 
 if TYPE_CHECKING:
 
@@ -46,6 +46,10 @@ class BoolFlag(_PerThread, Bool):  # type: ignore[type-arg,misc]
 
 class IntFlag(_PerThread, Int):  # type: ignore[type-arg,misc]
     """An integer."""
+
+
+class TextFlag(_PerThread, Unicode):  # type: ignore[type-arg,misc]
+    """Text."""
 
 
 class AnyFlag(_PerThread, AnyTrait):

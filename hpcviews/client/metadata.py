@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,8 +17,8 @@ class Metadata(dict[str, Any]):
     Keys: msg_id, submitted, started, completed, received (timezone-aware datetimes or None), engine_id,
     engine_uuid, rank, host, status (None while it runs, then "ok", "error" or "aborted"), error, label; stdout and
     stderr (text), outputs (what was displayed, in order: dicts of data and metadata) and data (what `publish_data`
-    published) as far as they have come; of executed code execute_input and execute_result; and, for programs
-    written for IPython.parallel, follow and after.
+    published) as far as they have come; of executed code execute_input and execute_result; after and follow, the
+    msg_ids of the requests that it depends on.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -36,6 +37,8 @@ def make_metadata(
     info: m.EngineInfo | None,
     label: str | None = None,
     code: str | None = None,
+    after: Iterable[str] = (),
+    follow: Iterable[str] = (),
 ) -> Metadata:
     """Put together what is known of a request; `result` is None while it has not ended."""
     error = result.error if result is not None else None
@@ -56,8 +59,8 @@ def make_metadata(
         error=None if error is None else f"{error.ename}: {error.evalue}",
         stdout=output.get_text("stdout") if output is not None else "",
         stderr=output.get_text("stderr") if output is not None else "",
-        follow=[],
-        after=[],
+        follow=list(follow),
+        after=list(after),
         execute_input=code,
         execute_result=None,
         outputs=output.get_displays() if output is not None else [],

@@ -13,10 +13,11 @@ from traitlets import Instance
 from hpcviews.client.bookkeeping import save_ids as save_ids
 from hpcviews.client.bookkeeping import spin_after as spin_after
 from hpcviews.client.bookkeeping import sync_results as sync_results
+from hpcviews.client.call import Call
 from hpcviews.client.engine_control import EngineControl
 from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.facts import join_trackers
-from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags
+from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags, TextFlag
 from hpcviews.client.functions import PickledFunction, name_function
 from hpcviews.client.history import History
 from hpcviews.client.live_mapping import LiveMapping, read_outcome
@@ -57,6 +58,7 @@ class View(EngineControl, HasFlags):
         block: Whether calls wait for their result instead of returning an AsyncResult.
         track: Whether calls make a MessageTracker for the buffers they send uncopied (`AsyncResult.sent`).
         targets: Which engines it is for.
+        label: The user's own word for what is submitted; records and `metadata` have it.
         history: msg_ids of all requests submitted through it, in order.
         outstanding: Those that have not ended.
         results: Values by msg_id, or errors, of those that have, and whose AsyncResult somebody holds.
@@ -69,6 +71,7 @@ class View(EngineControl, HasFlags):
     block = BoolFlag(False)
     track = BoolFlag(False)
     targets = AnyFlag(None)
+    label = TextFlag(None, allow_none=True)
     history = Instance(History)
     outstanding = _Computed(lambda view: view._get_outstanding())
     results = _Computed(lambda view: LiveMapping(view._get_results, read_outcome))
@@ -205,6 +208,14 @@ class View(EngineControl, HasFlags):
             raise TypeError(f"{method} doesn't take a `block` keyword argument.")
 
     # ------------------------------------------------------------ for the subclasses
+
+    def _make_call(self, name: str, count: int, label: str | None = None, **options: Any) -> Call:
+        """A call of this view: numbers for its requests are taken. `label`: None: as the view's flag."""
+        if label is None:
+            label = self.label
+        elif not isinstance(label, str):
+            raise TypeError(f"a label must be text, not {type(label).__name__} {label!r:.80}")
+        return Call(self.client, name, self._connection.reserve(count), count, label=label or "", **options)
 
     def _dumps(self, obj: Any, track: bool = False) -> Payload:
         return dumps(obj, track=track, engine_names=self._connection.pushed_names)

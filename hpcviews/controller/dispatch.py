@@ -1,7 +1,7 @@
 """What happens for which event: the table from messages and events to the functions that decide.
 
-What clients ask for is in requests.py, who comes and goes in members.py, what follows for tasks that waited in
-tasks.py, the placing of tasks in scheduler.py.
+What clients ask for is in requests.py, who comes and goes in members.py, what becomes of tasks before an engine has
+them in tasks.py, which engine that is in scheduler.py.
 """
 
 from __future__ import annotations

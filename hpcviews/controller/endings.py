@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from hpcviews.controller import requests
+from hpcviews.controller import answers, requests
 from hpcviews.controller.core import Core
 from hpcviews.controller.events import EndSets, KillEngines, StartEngines
 from hpcviews.controller.news import move_set
@@ -54,7 +54,7 @@ def on_interrupt_requests(
             continue
         work.is_aborting = True
         if work.phase in (WorkPhase.WAITING, WorkPhase.QUEUED):
-            requests.fail(core, out, work, "TaskAborted", "withdrawn before it started")
+            answers.fail(core, out, work, "TaskAborted", "withdrawn before it started")
         else:
             handed_out.append(work)
     requests.recall(out, [work for work in handed_out if work.phase is WorkPhase.SENT])
@@ -133,7 +133,7 @@ def _find_obstacle(core: Core, by_set: dict[SetId, list[Engine]]) -> str:
         if engine_set is None or not engine_set.launcher:
             return f"engine {own[0].id} was not started by a launcher of this cluster, so it cannot be restarted"
         if engine_set.is_world and len(own) < len(engine_set.engines):
-            members = ", ".join(map(str, sorted(engine_set.engines)[: requests.IDS_SHOWN_MAX]))
+            members = ", ".join(map(str, sorted(engine_set.engines)[: answers.IDS_SHOWN_MAX]))
             return (
                 f"engine {own[0].id} is a rank of an MPI world, whose ranks can only be restarted together: "
                 f"name all of them ({members})"
@@ -147,7 +147,7 @@ def _find_engines(core: Core, out: Outbox, client: Client, seq: int, targets: li
     for target in dict.fromkeys(targets):
         engine = core.engines.get(EngineId(target))
         if engine is None:
-            name, text = requests.describe_missing(core, EngineId(target))
+            name, text = answers.describe_missing(core, EngineId(target))
             out.send(client.route, m.Acknowledged(seq, m.ErrorInfo(name, text, "", True)))
             return None
         engines.append(engine)

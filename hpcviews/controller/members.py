@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hpcviews.controller import endings, requests
+from hpcviews.controller import endings, requests, tasks
 from hpcviews.controller.core import Core
 from hpcviews.controller.events import EndSets, SetExited, SetNotStarted, SetStarted
 from hpcviews.controller.news import move_set, tell_clients
@@ -103,7 +103,7 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
         engine_set.engines.add(engine_id)
         if len(engine_set.engines) == engine_set.n and engine_set.phase is not SetPhase.READY:
             move_set(core, out, engine_set, SetPhase.READY)
-            requests.end_stranded(core, out)  # who waited for an engine of it that is not among these waits no more
+            tasks.end_stranded(core, out)  # who waited for an engine of it that is not among these waits no more
     out.ask_for_scheduling()
 
 
@@ -129,7 +129,7 @@ def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
         elif engine_set.phase in (SetPhase.STARTING, SetPhase.READY):
             move_set(core, out, engine_set, SetPhase.DEGRADED, f"engine {engine.id} was lost: {why}")
     endings.on_engine_gone(core, out, engine.id)
-    requests.end_stranded(core, out)
+    tasks.end_stranded(core, out)
 
 
 def _choose_engine_id(core: Core, engine_set: EngineSet | None, info: m.EngineInfo) -> EngineId:
@@ -163,7 +163,7 @@ def on_set_not_started(core: Core, out: Outbox, event: SetNotStarted) -> None:
     """Engines that were to stand in for others could not be started."""
     log.error("engines %s: not started: %s", list(event.ids), event.why)
     endings.on_started(core, out, event.ids, event.why)
-    requests.end_stranded(core, out)
+    tasks.end_stranded(core, out)
 
 
 def on_set_exited(core: Core, out: Outbox, event: SetExited) -> None:
@@ -178,7 +178,7 @@ def on_set_exited(core: Core, out: Outbox, event: SetExited) -> None:
     else:
         move_set(core, out, engine_set, SetPhase.FAILED, event.why, event.error)
     endings.on_set_gone(core, out, engine_set.id)
-    requests.end_stranded(core, out)
+    tasks.end_stranded(core, out)
     _finish_if_over(core, out)
 
 
@@ -223,7 +223,7 @@ def on_stop(core: Core, out: Outbox, why: str) -> None:
         # MPI_Finalize is collective: with one rank missing the others would wait for it.
         whole = owner is not None and owner.is_world and len(owner.engines) == owner.n
         out.send(engine.route, m.EngineStop(why, whole))
-    requests.end_stranded(core, out)
+    tasks.end_stranded(core, out)
     if ending:
         out.order(EndSets(tuple(ending), why))
     _finish_if_over(core, out)

@@ -1,0 +1,98 @@
+"""How requests end: each in exactly one Result, and the texts of its errors."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+
+import msgspec
+
+from hpcviews.controller.core import Core
+from hpcviews.controller.outbox import Outbox
+from hpcviews.controller.outcomes import OK, classify
+from hpcviews.controller.state import Client, Frames, Work, WorkPhase
+from hpcviews.ids import EngineId
+from hpcviews.wire import messages as m
+
+IDS_SHOWN_MAX = 20
+"""How many engine ids an error message lists; it may go out once for each of thousands of targets."""
+
+
+def end(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames | None = None) -> None:
+    """The one place where a request ends: whoever waits for it is told."""
+    work.move(WorkPhase.ENDED)
+    client = work.client
+    client.works.pop(work.seq, None)
+    if work.function:
+        core.functions.unuse(out, work.function)
+    error = result.error
+    core.outcomes.note(client.session, work.seq, OK if error is None else classify(error), result.engine)
+    if work.dependents is not None:
+        core.dependencies.on_end(work, error, result.engine)
+    if work.attempts is not None and error is not None:
+        result = msgspec.structs.replace(result, error=work.attempts.annotate(error))
+    if work.terms is not None:
+        core.deadlines.disarm(work)
+        work.terms = None
+    if client.is_listening:
+        out.send(client.route, result, frames)
+    else:
+        core.forget_if_over(client)
+    # An ended task may stay in its queue until its turn comes; its payload must not.
+    work.data, work.frames = b"", []
+
+
+def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
+    """End a request with an error of ours."""
+    engine_id = work.engine.id if work.engine is not None else -1
+    if work.phase is WorkPhase.QUEUED:
+        core.scheduler.drop(work)
+    elif work.phase is WorkPhase.WAITING:
+        core.dependencies.leave(work)
+    end(core, out, work, make_failure(work.seq, engine_id, error, text))
+
+
+def refuse(core: Core, out: Outbox, client: Client, seq: int, target: int) -> None:
+    """Answer a request for an engine that is not there."""
+    _answer(core, out, client, make_failure(seq, target, *describe_missing(core, EngineId(target))))
+
+
+def refuse_unknown_function(core: Core, out: Outbox, client: Client, seq: int) -> None:
+    """Answer a request whose function the controller does not have."""
+    text = "the request names a function that was not sent (a bug in the client)"
+    _answer(core, out, client, make_failure(seq, -1, "ProtocolError", text))
+
+
+def _answer(core: Core, out: Outbox, client: Client, failure: m.Result) -> None:
+    """A request ends before it was one."""
+    core.outcomes.note(client.session, failure.seq, classify(failure.error), failure.engine)
+    out.send(client.route, failure)
+
+
+def make_failure(seq: int, engine_id: int, error: str, text: str) -> m.Result:
+    """A Result with an error of ours."""
+    return m.Result(b"", 0, seq, engine_id, 0.0, 0.0, m.ErrorInfo(error, text, "", True))
+
+
+def describe_missing(core: Core, engine_id: EngineId) -> tuple[str, str]:
+    """Name and text of the error for a target that is not there."""
+    if engine_id in core.gone:
+        return "EngineError", f"engine {engine_id} {core.gone[engine_id].why}"
+    if not core.engines:
+        return "NoSuchEngine", f"no engine {engine_id}; engines now: none"
+    shown = ", ".join(map(str, heapq.nsmallest(IDS_SHOWN_MAX, core.engines)))
+    more = f", … {len(core.engines) - IDS_SHOWN_MAX} more" if len(core.engines) > IDS_SHOWN_MAX else ""
+    return "NoSuchEngine", f"no engine {engine_id}; engines now: [{shown}{more}]"
+
+
+def describe_no_engines(core: Core) -> str:
+    """Why there are none, in words."""
+    reasons = [f"engine set {s.id} {s.phase.value}: {s.why}" for s in core.sets.values() if s.why]
+    return "no engine is there and none is being started" + ("; " + "; ".join(reasons) if reasons else "")
+
+
+def render_engines(ids: Collection[EngineId]) -> str:
+    """Engines in words."""
+    shown = ", ".join(map(str, heapq.nsmallest(IDS_SHOWN_MAX, ids)))
+    more = f", … {len(ids) - IDS_SHOWN_MAX} more" if len(ids) > IDS_SHOWN_MAX else ""
+    return f"engine{'s' if len(ids) > 1 else ''} {shown}{more}"
