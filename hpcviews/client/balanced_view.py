@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from traitlets import TraitError, validate
 
+import hpcviews
 from hpcviews.client import maps
 from hpcviews.client.call import Call
 from hpcviews.client.flags import IntFlag
@@ -62,6 +63,11 @@ class LoadBalancedView(View):
         if not 0 <= proposal["value"] <= RETRIES_MAX:
             raise TraitError(f"retries must be 0 to {RETRIES_MAX}, not {proposal['value']}")
         return int(proposal["value"])
+
+    def register_joblib_backend(self, name: str = "hpcviews", make_default: bool = False) -> None:
+        """Let joblib, and so scikit-learn, run jobs through this view: see `hpcviews.register_joblib_backend`."""
+        # By the package's lazy names: bridges lie above the client, and joblib need not be installed.
+        hpcviews.register_joblib_backend(name, make_default, view=self)
 
     def __len__(self) -> int:
         return len(self.client) if self.targets is None else len(self.targets)
