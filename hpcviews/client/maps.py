@@ -138,14 +138,14 @@ def join(parts: Sequence[Any], dist: str = "b") -> Any:
         return parts[0].append(list(parts[1:]))
     if kinds == {str}:
         return "".join(_join_items(parts, dist))
-    if kinds <= {bytes, bytearray, memoryview}:
+    if kinds <= {bytes, bytearray, memoryview} and all(getattr(part, "format", "B") == "B" for part in parts):
         joined = bytes(_join_items(parts, dist))
         return bytearray(joined) if kinds == {bytearray} else joined
     if kinds == {range}:
         return _join_ranges(parts, dist)
     if kinds == {tuple}:
         return tuple(_join_items(parts, dist))
-    if kinds <= {list, tuple, range}:
+    if kinds <= {list, tuple, range, memoryview}:
         return _join_items(parts, dist)
     return list(parts)
 

@@ -133,6 +133,45 @@ def _describe(obj: Any) -> str:
 # ---------------------------------------------------------------- arrays
 
 
+def _find_reduction(numpy: Any, kind: type, array: Any) -> tuple[Any, ...] | None:
+    """How an array or an instance of a subclass is pickled; None: as its class has it."""
+    if array.dtype.hasobject or not array.dtype.itemsize:
+        return None
+    if kind is numpy.ndarray:
+        return _reduce_array(numpy, array)
+    if kind is numpy.memmap:
+        return _reduce_array(numpy, array.view(numpy.ndarray))  # there it is not the file any more
+    if kind is numpy.ma.MaskedArray:
+        mask = numpy.ma.getmask(array)
+        rest = {"fill_value": array._fill_value, "hard_mask": array.hardmask}
+        return _rebuild_masked, (array.data, None if mask is numpy.ma.nomask else mask, rest, array._optinfo)
+    if all(getattr(kind, name) is getattr(numpy.ndarray, name) for name in _REDUCTION):
+        plain = array.view(numpy.ndarray)
+        attributes = getattr(array, "__dict__", None) or None
+        return _rebuild_subclass, (plain, kind), attributes, None, None, _set_attributes
+    return None
+
+
+_REDUCTION = ("__reduce__", "__reduce_ex__", "__setstate__")
+
+
+def _rebuild_masked(data: Any, mask: Any, rest: dict[str, Any], notes: dict[str, Any]) -> Any:
+    import numpy
+
+    array: Any = numpy.ma.MaskedArray(data, numpy.ma.nomask if mask is None else mask, copy=False, **rest)
+    array._sharedmask = False  # else the first write to the mask copies it
+    array._optinfo.update(notes)
+    return array
+
+
+def _rebuild_subclass(plain: Any, kind: type) -> Any:
+    return plain.view(kind)
+
+
+def _set_attributes(array: Any, attributes: dict[str, Any]) -> None:
+    array.__dict__.update(attributes)
+
+
 def _reduce_array(numpy: Any, array: Any) -> tuple[Any, ...]:
     """Like numpy's own protocol 5 reduction, for the cases too that numpy puts in band or makes read-only.
 
@@ -144,6 +183,15 @@ def _reduce_array(numpy: Any, array: Any) -> tuple[Any, ...]:
         order, flat = "C", numpy.ascontiguousarray(array).reshape(-1)  # copies only what is strided
     # As bytes: the buffer protocol has no word for datetime64.
     return _rebuild_array, (pickle.PickleBuffer(flat.view(numpy.uint8)), array.dtype, array.shape, order)
+
+
+def _rebuild_memoryview(buffer: Any, format: str, shape: tuple[int, ...]) -> memoryview:
+    view = memoryview(buffer)
+    if len(format.lstrip("@")) != 1 or not view.nbytes:
+        return view  # Python's memoryviews can be cast to nothing else than native single items
+    cast: Any = view.cast  # typeshed wants a literal format
+    shaped: memoryview = cast(format, shape)
+    return shaped
 
 
 def _rebuild_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
@@ -173,12 +221,15 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle i
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
         if kind is memoryview:
-            return memoryview, (pickle.PickleBuffer(obj if obj.contiguous else obj.tobytes()),)
+            plain = pickle.PickleBuffer(obj if obj.c_contiguous else obj.tobytes())
+            return _rebuild_memoryview, (plain, obj.format, obj.shape)
         if kind is types.CodeType:
             return self._reduce_code(obj)
         numpy = sys.modules.get("numpy")
-        if numpy is not None and kind is numpy.ndarray and not obj.dtype.hasobject and obj.dtype.itemsize:
-            return _reduce_array(numpy, obj)
+        if numpy is not None and issubclass(kind, numpy.ndarray):
+            found = _find_reduction(numpy, kind, obj)
+            if found is not None:
+                return found
         reduced = super().reducer_override(obj)
         if kind is types.FunctionType and obj.__module__ == "__main__" and isinstance(reduced, tuple):
             return self._reduce_main_function(obj, reduced)
