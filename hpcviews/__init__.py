@@ -12,6 +12,7 @@ with hpcviews.Cluster(n=4) as rc:
 #   client/      Client, views and results, and the I/O thread behind them
 #   cluster/     starts, finds and stops clusters; the records of launcher plug-ins
 #   cli/         the command `hpcviews`
+#   notebook/    magics for IPython
 # The three roles never import each other. The built-in launchers are the package hpcviews_launchers.
 # Names below are imported when they are first used, so an engine never loads what only clients need.
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from hpcviews.cluster.cluster import Cluster
     from hpcviews.errors import (
         AccessRefused,
+        AlreadyDisplayedError,
         CompositeError,
         ConnectError,
         ControllerLost,
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from hpcviews.wire.dependent import depend, dependent, interactive, require
     from hpcviews.wire.reference import Reference
 
+# Beside public names: what the client has to call in layers above it, which need not be installed.
 _HOMES = {
     "AsyncMapResult": "hpcviews.client.map_result",
     "AsyncResult": "hpcviews.client.results",
@@ -90,10 +93,14 @@ _HOMES = {
     "parallel": "hpcviews.client.remote_function",
     "remote": "hpcviews.client.remote_function",
     "require": "hpcviews.wire.dependent",
+    "activate_first": "hpcviews.notebook.activation",
+    "activate_magics": "hpcviews.notebook.activation",
+    "load_ipython_extension": "hpcviews.notebook.activation",
 }
 
 __all__ = [
     "AccessRefused",
+    "AlreadyDisplayedError",
     "AsyncMapResult",
     "AsyncResult",
     "BroadcastView",
@@ -147,7 +154,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name not in _HOMES:
         raise AttributeError(f"module 'hpcviews' has no attribute {name!r}")
     value = getattr(import_module(_HOMES.get(name, "hpcviews.errors")), name)
     globals()[name] = value  # the next time it is a plain attribute

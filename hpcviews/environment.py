@@ -15,6 +15,9 @@ HOME_VARIABLE = "HPCVIEWS_HOME"
 DEBUG_VARIABLE = "HPCVIEWS_DEBUG"
 """Set to 1: the controller checks its invariants after every event, and logs more."""
 
+NONINTERACTIVE_VARIABLE = "HPCVIEWS_NONINTERACTIVE"
+"""Set to 1: no progress bars, and nothing shown live, also in terminals and notebooks."""
+
 # What a batch system or an MPI starter tells its children. Passed on to a nested mpiexec it would make it believe
 # it is inside somebody else's job: wrong host lists, wrong binding, ranks that join the outer world.
 SCHEDULER_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")
@@ -51,6 +54,11 @@ def find_cluster_name() -> str | None:
 def is_debug() -> bool:
     """Whether debugging was asked for."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def is_noninteractive() -> bool:
+    """Whether nobody is to be shown how things go on."""
+    return os.environ.get(NONINTERACTIVE_VARIABLE, "") not in ("", "0")
 
 
 def get_home() -> Path:

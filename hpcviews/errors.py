@@ -28,7 +28,8 @@ HpcviewsError
 │       ├── DependencyTimeout
 │       └── InvalidDependency
 └── RemoteError                      user code raised on an engine; __cause__ is the original
-    └── CompositeError               several of them
+    ├── CompositeError               several of them
+    └── AlreadyDisplayedError        one or several of them, which have been shown to the user
 
 All of them pickle, with their attributes and their ``__cause__``.
 """
@@ -312,6 +313,30 @@ class CompositeError(RemoteError):
             return self.elist[excid]
         except IndexError:
             raise IndexError(f"an exception with index {excid} does not exist") from None
+
+
+class AlreadyDisplayedError(RemoteError):
+    """Requests failed, and their errors have been shown: what `%%px` ends with when it shows output as it comes.
+
+    Attributes:
+        original: The error: a RemoteError or another single one, or a CompositeError.
+    """
+
+    def __init__(self, original: BaseException):
+        count = len(original.elist) if isinstance(original, CompositeError) else 1
+        super().__init__("AlreadyDisplayedError", "1 error" if count == 1 else f"{count} errors")
+        self.args = (original,)
+        self.original = original
+
+    def __str__(self) -> str:
+        return self.evalue
+
+    def render_traceback(self) -> list[str]:
+        """One line: the rest has been shown."""
+        return [self.evalue]
+
+    def _render_traceback_(self) -> list[str]:
+        return self.render_traceback()
 
 
 def find_error_class(name: str) -> type[HpcviewsError] | None:

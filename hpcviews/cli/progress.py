@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-
+from hpcviews.client.progress import showing
 from hpcviews.cluster.cluster import Cluster
+
+SHOWN_AFTER_S = 0.3
+"""Engines of one node are there before anybody could read a bar."""
 
 
 def start_showing_progress(cluster: Cluster) -> None:
     """Start it, as `Cluster.start` does."""
-    if not sys.stderr.isatty():
-        cluster.start()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    numbers = 0, cluster.n
+    text = f"starting engines by {cluster.launcher}"
+    with showing(text, lambda: numbers, after_s=SHOWN_AFTER_S, widget=False) as notify:
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"starting engines by {cluster.launcher}", total=cluster.n)
-        cluster.start(lambda ready, wanted: progress.update(bar, completed=ready, total=wanted))
+        def note(ready: int, wanted: int) -> None:
+            nonlocal numbers
+            numbers = ready, wanted
+            notify()
+
+        cluster.start(note)

@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 from traitlets import Bool, HasTraits
 
+import hpcviews
 from hpcviews.client.balanced_view import LoadBalancedView
 from hpcviews.client.broadcast_view import BroadcastView
 from hpcviews.client.connection import Connection
@@ -19,7 +21,9 @@ from hpcviews.client.direct_view import DirectView
 from hpcviews.client.engine_control import EngineControl
 from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.history import History
+from hpcviews.client.progress import SHOWN_AFTER_S, showing
 from hpcviews.client.results import AsyncResult
+from hpcviews.client.screen import find_shell
 from hpcviews.client.slots import withdraw
 from hpcviews.ids import EngineId, MsgId, Session, parse_msg_id
 from hpcviews.records import find_access
@@ -61,6 +65,8 @@ class Client(EngineControl, HasTraits):
         self._calls: weakref.WeakValueDictionary[int, AsyncResult] = weakref.WeakValueDictionary()
         # Not join: a garbage collection may drop the Client in its own I/O thread.
         weakref.finalize(self, self._connection.ask_to_close).atexit = False
+        if find_shell() is not None:
+            hpcviews.activate_first(self)  # by the package's lazy names: magics lie above the client
 
     def __repr__(self) -> str:
         connection = self._connection
@@ -117,6 +123,15 @@ class Client(EngineControl, HasTraits):
         """A view of certain engines; with "all", of those that are there at each call."""
         return DirectView(self, targets=targets, **flags)
 
+    def activate(self, targets: Any = "all", suffix: str = "") -> DirectView:
+        """Make a view whose calls wait, define ``%px<suffix>`` and its relatives for it in IPython, and return it.
+
+        Outside of IPython there is a warning, and nothing is defined.
+        """
+        view = self.direct_view(targets, block=True)
+        view.activate(suffix)
+        return view
+
     def load_balanced_view(self, targets: Any = None, **flags: Any) -> LoadBalancedView:
         """A view whose tasks go to whichever engine is free; `targets` restricts the choice."""
         return LoadBalancedView(self, targets=targets, **flags)
@@ -133,14 +148,21 @@ class Client(EngineControl, HasTraits):
         self,
         n: int | None = None,
         *,
-        timeout: float | None = None,
+        timeout: float | None = -1,
+        block: bool = True,
+        interactive: bool | None = None,
+        widget: bool | None = None,
         on_progress: Callable[[int, int], object] | None = None,
-    ) -> None:
+    ) -> Future[None] | None:
         """Wait until at least `n` engines are registered.
 
         Args:
             n: How many; None: all that are being started.
             timeout: Give up after this many seconds; None or negative waits for ever.
+            block: False: return a future of it at once.
+            interactive: Show a progress bar: True from the beginning, False never, None if it takes long; where
+                somebody watches, in a terminal or a notebook.
+            widget: Draw it as in a notebook, or as in a terminal; None: as what stdout is.
             on_progress: Called with the number of engines that are there, and `n`, whenever it changed.
         Raises:
             TimeoutError: They are not there in time; the message has the numbers.
@@ -150,7 +172,22 @@ class Client(EngineControl, HasTraits):
         """
         self._connection.check_usable()
         timeout_s = None if timeout is None or timeout < 0 else timeout
-        self._connection.registry.wait_for_engines(n, timeout_s, on_progress)
+        registry = self._connection.registry
+        if not block:
+            return registry.wait_for_engines_async(n, timeout_s, on_progress)
+        after_s = 0.0 if interactive else SHOWN_AFTER_S
+        numbers = registry.count, registry.count if n is None else n
+        with showing("engines", lambda: numbers, after_s=after_s, widget=widget, is_wanted=interactive) as notify:
+
+            def note(ready: int, wanted: int) -> None:
+                nonlocal numbers
+                numbers = ready, wanted
+                notify()
+                if on_progress is not None:
+                    on_progress(ready, wanted)
+
+            registry.wait_for_engines(n, timeout_s, note)
+        return None
 
     # ------------------------------------------------------------ what was submitted
 
@@ -177,6 +214,33 @@ class Client(EngineControl, HasTraits):
         if jobs is None:
             jobs = self._get_outstanding_calls()
         return self._wait_for(jobs, self.history, timeout)
+
+    def wait_interactive(
+        self, jobs: Any = None, interval: float = 1.0, timeout: float | None = -1, widget: bool | None = None
+    ) -> None:
+        """As `wait`, with a progress bar in terminals and notebooks, which counts requests (of maps: items).
+
+        Args:
+            jobs: As for `wait`.
+            interval: Draw it at most this often, in seconds.
+            timeout: Give up after this many seconds; None or negative waits for ever. No error is raised.
+            widget: Draw it as in a notebook, or as in a terminal; None: as what stdout is.
+        """
+        if jobs is None:
+            jobs = self._get_outstanding_calls()
+        futures = list(dict.fromkeys(self._iterate_futures(jobs, self.history)))
+
+        def read() -> tuple[int, int]:
+            counts = [(f.progress, len(f)) if isinstance(f, AsyncResult) else (int(f.done()), 1) for f in futures]
+            return sum(done for done, _ in counts), sum(total for _, total in counts)
+
+        with showing("requests", read, period_s=interval, widget=widget) as notify, ExitStack() as listening:
+            for future in futures:
+                if isinstance(future, AsyncResult):
+                    listening.enter_context(future.listening(notify))
+                else:
+                    future.add_done_callback(lambda _: notify())
+            self._wait_for(futures, self.history, timeout)
 
     def abort(self, jobs: Any = None) -> None:
         """Withdraw requests that have not started; they end with TaskAborted.

@@ -54,6 +54,8 @@ client's value along, which the engine's own value overrules."""
 UNSEEN_REPORTED_MAX = 20
 """Failures of dropped calls that a client logs; a loop that drops them all must not fill the log."""
 
+CALLBACKS_THREAD = "hpcviews-callbacks"
+
 Answer = m.Status | m.Acknowledged | m.Records | m.QueueStatus
 """What `Connection.ask` waits for."""
 
@@ -99,6 +101,8 @@ class Connection:
         self._queries: dict[int, Future[Answer]] = {}
         self._unseen_reported = 0
         self._callbacks: SimpleQueue[Callable[[], object] | None] | None = None
+        self._has_ended = False
+        """The I/O thread is gone."""
         hello = m.ClientHello(
             version=hpcviews.__version__,
             python=get_python_version(),
@@ -255,12 +259,19 @@ class Connection:
     def run_callback(self, callback: Callable[[], object]) -> None:
         """Run it in the thread for callbacks: in the I/O thread, one that waits for a result would wait for ever."""
         with self._lock:
-            if self._callbacks is None:
-                self._callbacks = SimpleQueue()
-                threading.Thread(
-                    target=_run_callbacks, args=(self._callbacks,), name="hpcviews-callbacks", daemon=True
-                ).start()
-            self._callbacks.put(callback)
+            queue = self._callbacks
+            if queue is None:
+                queue = self._callbacks = SimpleQueue()
+                threading.Thread(target=_run_callbacks, args=(queue,), name=CALLBACKS_THREAD, daemon=True).start()
+            queue.put(callback)
+            if self._has_ended:
+                # Nobody will end this thread later; what is asked for after the end (by somebody who waits) runs still.
+                queue.put(None)
+                self._callbacks = None
+
+    def is_callback_thread(self) -> bool:
+        """Whether this is the thread for callbacks: it must not wait for one."""
+        return threading.current_thread().name == CALLBACKS_THREAD
 
     def report_unseen(self, name: str, msg_id: MsgId, result: m.Result) -> None:
         """Log that a request failed whose result was dropped before anybody looked at it.
@@ -384,9 +395,11 @@ class Connection:
         self._fail_waiting(error)
         self._gone.set()
         with self._lock:
-            callbacks = self._callbacks  # only now: ending what waited may have been the first to need it
-        if callbacks is not None:
-            callbacks.put(None)
+            # Only now: ending what waited may have been the first to need it.
+            callbacks, self._callbacks = self._callbacks, None
+            self._has_ended = True
+            if callbacks is not None:
+                callbacks.put(None)
 
     def _fail_waiting(self, error: HpcviewsError) -> None:
         self.requests.fail_all(type(error).__name__, str(error), time.time())

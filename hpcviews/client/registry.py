@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from hpcviews.errors import EngineError, HpcviewsError, LaunchError, find_error_class
 from hpcviews.ids import EngineId
@@ -142,6 +143,26 @@ class Registry:
             shown = ready
             if ready >= wanted:
                 return
+
+    def wait_for_engines_async(
+        self, n: int | None, timeout_s: float | None, on_progress: Callable[[int, int], object] | None
+    ) -> Future[None]:
+        """As `wait_for_engines`, as a future. Cancelling it gives it up."""
+        future: Future[None] = Future()
+
+        def wait() -> None:
+            try:
+                self.wait_for_engines(n, timeout_s, on_progress)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the future's
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+            else:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(None)
+
+        # Who waits for engines does so a few times in a program: a thread is simpler than a list of who waits.
+        threading.Thread(target=wait, name="hpcviews-engines", daemon=True).start()
+        return future
 
     def count_expected(self) -> int:
         """How many engines there will be when all sets that are being started are complete."""

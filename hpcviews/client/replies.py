@@ -15,12 +15,14 @@ class ExecuteReply:
     Attributes:
         execution_count: How many pieces the engine has executed that were not silent.
         text: repr() of the value of a last expression, or None.
+        data: That value as MIME types and contents; empty without one.
         metadata: Metadata of the request; its values are attributes here too: stdout, stderr, engine_id, status.
     """
 
     def __init__(self, value: dict[str, Any], metadata: Metadata):
         self.execution_count: int = value["execution_count"]
         self.text: str | None = value["text"]
+        self.data: dict[str, Any] = {} if self.text is None else {"text/plain": self.text}
         self.metadata = metadata
 
     @classmethod

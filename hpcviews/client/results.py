@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpcviews.client.display import Displayed
 from hpcviews.client.facts import Facts, join_trackers
-from hpcviews.client.future import NotReady, RequestsFuture, bound_timeout
+from hpcviews.client.future import NotReady, bound_timeout
 from hpcviews.client.outcomes import Failure
 from hpcviews.client.slots import Part, Slots
 from hpcviews.errors import CompositeError, ControllerLost, HpcviewsError, UsageError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from hpcviews.client.call import Call
 
 
-class AsyncResult(Facts, RequestsFuture):
+class AsyncResult(Facts, Displayed):
     """The result of a call that may still run; a real `concurrent.futures.Future`, and awaitable.
 
     A call with an integer target has one value, any other a list of values in the order of the targets. Failures:

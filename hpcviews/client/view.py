@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from traitlets import Any as AnyTrait
 from traitlets import Instance
 
+from hpcviews.client import progress
 from hpcviews.client.bookkeeping import save_ids as save_ids
 from hpcviews.client.bookkeeping import spin_after as spin_after
 from hpcviews.client.bookkeeping import sync_results as sync_results
@@ -21,6 +22,7 @@ from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags, TextFlag
 from hpcviews.client.functions import PickledFunction, name_function
 from hpcviews.client.history import History
 from hpcviews.client.live_mapping import LiveMapping, read_outcome
+from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.remote_function import ParallelFunction, RemoteFunction, parallel, remote
 from hpcviews.client.results import AsyncResult
 from hpcviews.errors import SerializationError
@@ -110,7 +112,7 @@ class View(EngineControl, HasFlags):
     def _apply(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any], block: bool) -> Any:
         raise NotImplementedError("in the subclasses")
 
-    def apply(self, f: Callable[..., Any] | Reference, /, *args: Any, **kwargs: Any) -> Any:
+    def apply(self, f: Callable[..., Any] | Reference | PickledFunction, /, *args: Any, **kwargs: Any) -> Any:
         """Call ``f(*args, **kwargs)`` on the engines. Arrays in the arguments are sent uncopied: with ``block=False``
         leave them alone until `AsyncResult.wait_for_send` (with ``track=True``) or the result.
 
@@ -122,12 +124,14 @@ class View(EngineControl, HasFlags):
         """
         return self._apply(f, args, kwargs, self.block)
 
-    def apply_async(self, f: Callable[..., Any] | Reference, /, *args: Any, **kwargs: Any) -> AsyncResult:
+    def apply_async(
+        self, f: Callable[..., Any] | Reference | PickledFunction, /, *args: Any, **kwargs: Any
+    ) -> AsyncResult:
         """As `apply` with ``block=False``: leave arrays alone until they are sent."""
         result: AsyncResult = self._apply(f, args, kwargs, False)
         return result
 
-    def apply_sync(self, f: Callable[..., Any] | Reference, /, *args: Any, **kwargs: Any) -> Any:
+    def apply_sync(self, f: Callable[..., Any] | Reference | PickledFunction, /, *args: Any, **kwargs: Any) -> Any:
         """As `apply` with ``block=True``: when it returns, arrays in the arguments are the caller's again."""
         return self._apply(f, args, kwargs, True)
 
@@ -207,6 +211,14 @@ class View(EngineControl, HasFlags):
         if "block" in kwargs:
             raise TypeError(f"{method} doesn't take a `block` keyword argument.")
 
+    def pickle_function(self, f: Callable[..., Any] | Reference) -> PickledFunction:
+        """Pickle a function now, for many calls: what this returns can stand for it in `apply` and `map`.
+
+        Raises:
+            SerializationError: It cannot be pickled.
+        """
+        return self._pickle_function(f)
+
     # ------------------------------------------------------------ for the subclasses
 
     def _make_call(self, name: str, count: int, label: str | None = None, **options: Any) -> Call:
@@ -221,6 +233,8 @@ class View(EngineControl, HasFlags):
         return dumps(obj, track=track, engine_names=self._connection.pushed_names)
 
     def _pickle_function(self, f: Any, track: bool = False) -> PickledFunction:
+        if isinstance(f, PickledFunction):
+            return f
         if isinstance(f, Reference):
             f = ReferencedFunction(f.name)
         elif not callable(f):
@@ -244,6 +258,8 @@ class View(EngineControl, HasFlags):
         if not block:
             return result
         try:
+            if isinstance(result, AsyncMapResult):
+                progress.show_if_long(result)
             return result.get()
         except KeyboardInterrupt:
             self.client._keep(result)

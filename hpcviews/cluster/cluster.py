@@ -368,7 +368,10 @@ class Cluster:
 
     def _wait_for_engines(self, client: Client, deadline: float, on_progress: OnProgress | None) -> None:
         try:
-            client.wait_for_engines(self.n, timeout=max(0.0, deadline - time.monotonic()), on_progress=on_progress)
+            rest_s = max(0.0, deadline - time.monotonic())
+            # Who is told of the progress shows it in some way already.
+            interactive = None if on_progress is None else False
+            client.wait_for_engines(self.n, timeout=rest_s, interactive=interactive, on_progress=on_progress)
         except TimeoutError:
             raise NoShow(f"only {len(client.ids)} of {self.n} engines were ready {self._say_late()}") from None
         except (EngineError, ConnectError) as error:

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"base", "wire", "records", "client"},
     "cluster": {"base", "wire", "records", "controller", "client", "cluster"},
     "cli": {"base", "wire", "records", "client", "cluster", "cli"},
+    "notebook": {"base", "wire", "client", "notebook"},
     "testing": {"base", "wire", "records", "controller", "engine", "client", "cluster", "testing"},
     "launchers": {"base", "cluster", "launchers"},
 }
@@ -34,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 DOORS = {
     "mpi4py": {"engine/world.py"},
     "subprocess": {"cluster/processes.py"},
+    "IPython": {"notebook/arguments.py", "notebook/magics.py"},
 }
 
 
