@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import tokenize
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import hpcviews
 from hpcviews.client import maps
 from hpcviews.client.call import Call, Decode
 from hpcviews.client.functions import PickledFunction
 from hpcviews.client.map_result import AsyncMapResult
 from hpcviews.client.replies import ExecuteReply
 from hpcviews.client.results import AsyncResult
+from hpcviews.client.screen import find_shell
 from hpcviews.client.slots import Slots
 from hpcviews.client.synced_imports import SyncedImports
 from hpcviews.client.targets import Targets, freeze_targets, parse_targets
@@ -120,6 +123,15 @@ class DirectView(View):
 
     def _get_track(self, track: bool | None) -> bool:
         return self.track if track is None else track
+
+    def activate(self, suffix: str = "") -> None:
+        """Define ``%px<suffix>``, ``%%px<suffix>``, ``%autopx<suffix>``, ``%pxresult<suffix>`` and
+        ``%pxconfig<suffix>`` for this view in IPython. Outside of IPython there is a warning, and nothing is defined.
+        """
+        if find_shell() is None:
+            warnings.warn("this is not IPython, so there are no magics to activate", UserWarning, stacklevel=2)
+        else:
+            hpcviews.activate_magics(self, suffix)  # by the package's lazy names: magics lie above the client
 
     # ------------------------------------------------------------ calling
 
