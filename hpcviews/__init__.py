@@ -13,6 +13,7 @@ with hpcviews.Cluster(n=4) as rc:
 #   cluster/     starts, finds and stops clusters; the records of launcher plug-ins
 #   cli/         the command `hpcviews`
 #   notebook/    magics for IPython
+#   bridges/     backends for other libraries: joblib
 # The three roles never import each other. The built-in launchers are the package hpcviews_launchers.
 # Names below are imported when they are first used, so an engine never loads what only clients need.
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hpcviews.bridges.joblib import register_joblib_backend
     from hpcviews.client.balanced_view import LoadBalancedView
     from hpcviews.client.broadcast_view import BroadcastView
     from hpcviews.client.client import Client
@@ -96,6 +98,7 @@ _HOMES = {
     "activate_first": "hpcviews.notebook.activation",
     "activate_magics": "hpcviews.notebook.activation",
     "load_ipython_extension": "hpcviews.notebook.activation",
+    "register_joblib_backend": "hpcviews.bridges.joblib",
 }
 
 __all__ = [
@@ -148,6 +151,7 @@ __all__ = [
     "dependent",
     "interactive",
     "parallel",
+    "register_joblib_backend",
     "remote",
     "require",
 ]

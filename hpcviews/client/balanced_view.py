@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from traitlets import TraitError, validate
 
+import hpcviews
 from hpcviews.client import maps
 from hpcviews.client.call import Call
 from hpcviews.client.dependency import Dependency, RenderedDependency
@@ -98,6 +99,11 @@ class LoadBalancedView(View):
         if not seconds >= 0:  # NaN too
             raise ValueError(f"timeout must be 0 or more seconds, not {value}; 0 or None: no limit")
         return seconds if seconds <= TIMEOUT_MAX_S else 0.0
+
+    def register_joblib_backend(self, name: str = "hpcviews", make_default: bool = False) -> None:
+        """Let joblib, and so scikit-learn, run jobs through this view: see `hpcviews.register_joblib_backend`."""
+        # By the package's lazy names: bridges lie above the client, and joblib need not be installed.
+        hpcviews.register_joblib_backend(name, make_default, view=self)
 
     def __len__(self) -> int:
         return len(self.client) if self.targets is None else len(self.targets)

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster": {"base", "wire", "records", "controller", "client", "cluster"},
     "cli": {"base", "wire", "records", "client", "cluster", "cli"},
     "notebook": {"base", "wire", "client", "notebook"},
+    "bridges": {"base", "wire", "client", "bridges"},
     "testing": {"base", "wire", "records", "controller", "engine", "client", "cluster", "testing"},
     "launchers": {"base", "cluster", "launchers"},
 }
@@ -36,6 +37,7 @@ DOORS = {
     "mpi4py": {"engine/world.py"},
     "subprocess": {"cluster/processes.py"},
     "IPython": {"notebook/arguments.py", "notebook/magics.py"},
+    "joblib": {"bridges/joblib.py", "bridges/joblib_batch.py"},
 }
 
 
