@@ -79,10 +79,10 @@ class LoadBalancedView(View):
         return int(proposal["value"])
 
     @validate("after", "follow")
-    def _check_dependency(self, proposal: Any) -> Dependency | None:
-        value = proposal["value"]
-        if value is None or isinstance(value, Dependency):
-            return None if value is None else value.copy()
+    def _check_dependency(self, proposal: Any) -> Dependency:
+        value = proposal["value"]  # traitlets lets None pass by itself
+        if isinstance(value, Dependency):
+            return value.copy()
         try:
             return Dependency(value)
         except TypeError as error:
@@ -91,8 +91,6 @@ class LoadBalancedView(View):
     @validate("timeout")
     def _check_timeout(self, proposal: Any) -> float:
         value = proposal["value"]
-        if value is None:
-            return 0.0
         if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
             raise TraitError(f"timeout must be seconds, or None for no limit, not {value!r:.80}")
         seconds = float(value)
@@ -116,7 +114,7 @@ class LoadBalancedView(View):
 
     def _make_conditions(self) -> m.Conditions | None:
         """What a task waits for beside a free engine, by the flags of this thread."""
-        after, follow, timeout_s = self._render("after"), self._render("follow"), self.timeout
+        after, follow, timeout_s = self._render("after"), self._render("follow"), self.timeout or 0.0
         if after is None and follow is None and not timeout_s:
             return None
         return m.Conditions(after and after.message, follow and follow.message, timeout_s)
