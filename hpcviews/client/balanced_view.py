@@ -52,8 +52,9 @@ class LoadBalancedView(View):
         after: Run tasks only after these requests have ended: AsyncResults or msg_ids, of any view and any client,
             one, several, or a Dependency, which says how they count; None: none. Reads as a Dependency.
         follow: Run tasks only on an engine where these requests ran; as `after`.
-        timeout: Seconds until a task must have been handed to an engine; else it ends with DependencyTimeout where
-            it still waited for requests, and with TaskTimeout. 0 or None: no limit.
+        timeout: Seconds until a task must have begun on an engine; else it ends, with DependencyTimeout where it still
+            waited for requests, with TaskTimeout where engines were busy or not there. It limits neither the run nor
+            retries. A task that all engines refuse waits for others so long. 0 or None: no limit.
     """
 
     is_load_balanced = True
