@@ -52,8 +52,9 @@ class LoadBalancedView(View):
         after: Run tasks only after these requests have ended: AsyncResults or msg_ids, of any view and any client,
             one, several, or a Dependency, which says how they count; None: none. Reads as a Dependency.
         follow: Run tasks only on an engine where these requests ran; as `after`.
-        timeout: Seconds until a task must have been handed to an engine; else it ends with DependencyTimeout where
-            it still waited for requests, and with TaskTimeout. 0 or None: no limit.
+        timeout: Seconds until a task must have begun on an engine; else it ends, with DependencyTimeout where it still
+            waited for requests, with TaskTimeout where engines were busy or not there. It limits neither the run nor
+            retries. A task that all engines refuse waits for others so long. 0 or None: no limit.
     """
 
     is_load_balanced = True
@@ -79,10 +80,10 @@ class LoadBalancedView(View):
         return int(proposal["value"])
 
     @validate("after", "follow")
-    def _check_dependency(self, proposal: Any) -> Dependency | None:
-        value = proposal["value"]
-        if value is None or isinstance(value, Dependency):
-            return None if value is None else value.copy()
+    def _check_dependency(self, proposal: Any) -> Dependency:
+        value = proposal["value"]  # traitlets lets None pass by itself
+        if isinstance(value, Dependency):
+            return value.copy()
         try:
             return Dependency(value)
         except TypeError as error:
@@ -91,8 +92,6 @@ class LoadBalancedView(View):
     @validate("timeout")
     def _check_timeout(self, proposal: Any) -> float:
         value = proposal["value"]
-        if value is None:
-            return 0.0
         if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
             raise TraitError(f"timeout must be seconds, or None for no limit, not {value!r:.80}")
         seconds = float(value)
@@ -116,7 +115,7 @@ class LoadBalancedView(View):
 
     def _make_conditions(self) -> m.Conditions | None:
         """What a task waits for beside a free engine, by the flags of this thread."""
-        after, follow, timeout_s = self._render("after"), self._render("follow"), self.timeout
+        after, follow, timeout_s = self._render("after"), self._render("follow"), self.timeout or 0.0
         if after is None and follow is None and not timeout_s:
             return None
         return m.Conditions(after and after.message, follow and follow.message, timeout_s)

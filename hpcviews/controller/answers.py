@@ -66,6 +66,8 @@ def refuse_unknown_function(core: Core, out: Outbox, client: Client, seq: int) -
 def _answer(core: Core, out: Outbox, client: Client, failure: m.Result) -> None:
     """A request ends before it was one."""
     core.outcomes.note(client.session, failure.seq, classify(failure.error), failure.engine)
+    if core.dependencies.expected:
+        core.dependencies.on_refused(client.session, failure)
     out.send(client.route, failure)
 
 

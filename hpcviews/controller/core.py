@@ -100,6 +100,23 @@ class Core:
                 return work
         return None
 
+    def is_connected(self, session: Session) -> bool:
+        """Whether requests of this session may still come."""
+        return any(client.is_listening for client in self.sessions.get(session, ()))
+
+    def find_deadline(self) -> float | None:
+        """When `dispatch.on_tick` has something to do that cannot wait, in the loop's seconds."""
+        first, second = self.deadlines.find_next(), self.dependencies.find_next()
+        if first is None or second is None:
+            return second if first is None else first
+        return min(first, second)
+
+    def add_work(self, work: Work) -> None:
+        """A request came."""
+        work.client.works[work.seq] = work
+        if self.dependencies.expected:
+            self.dependencies.on_arrival(work)
+
     def add_client(self, client: Client) -> None:
         """A client connected."""
         self.clients[client.route] = client

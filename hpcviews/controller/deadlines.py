@@ -1,4 +1,4 @@
-"""The tasks whose time to be handed to an engine is limited, the next one first."""
+"""The tasks whose time to begin is limited, the next one first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hpcviews.controller.state import Work, WorkPhase
 
 STALE_MAX = 64
-"""Entries of tasks that have been handed out in time; beyond it, and beyond the live ones, they are swept out."""
+"""Entries of tasks that have ended in time; beyond it, and beyond the live ones, they are swept out."""
 
 
 class Deadlines:
@@ -20,7 +20,7 @@ class Deadlines:
         self._live = 0
 
     def arm(self, work: Work, deadline: float) -> None:
-        """A task waits, until `deadline` at the most."""
+        """A task must have begun by `deadline`."""
         assert work.terms is not None and work.terms.armed is None
         work.terms.armed = deadline
         self._live += 1
@@ -28,7 +28,7 @@ class Deadlines:
         heapq.heappush(self._heap, (deadline, self._serial, work))
 
     def disarm(self, work: Work) -> None:
-        """It waits no more; nothing happens if it had no limit."""
+        """It has, or has ended; nothing happens if it had no limit."""
         terms = work.terms
         if terms is None or terms.armed is None:
             return
@@ -60,12 +60,12 @@ class Deadlines:
         return due
 
     def check(self, unfinished: Iterable[Work]) -> None:
-        """Assert that exactly those are limited that wait and have a limit."""
+        """Assert that all those are limited that wait and have a limit."""
         armed = 0
         for work in unfinished:
             is_waiting = work.phase in (WorkPhase.WAITING, WorkPhase.QUEUED)
             is_armed = work.terms is not None and work.terms.armed is not None
             armed += is_armed
-            if work.terms is not None and work.terms.timeout_s:
-                assert is_armed == is_waiting, f"request {work.seq}: {work.phase.name}, armed {is_armed}"
+            if is_waiting and work.terms is not None and work.terms.timeout_s:
+                assert is_armed, f"{work} is not limited"
         assert armed == self._live <= len(self._heap), f"{armed} deadlines, counted {self._live}"

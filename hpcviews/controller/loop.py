@@ -105,7 +105,7 @@ class ControllerLoop:
         self._wants_scheduling = False
         self._may_recall = False
         self._deadline: float | None = None
-        """When the next task has waited too long."""
+        """When the core is to be told of the time again, at the latest."""
         self._is_finished = False
         self._services_changed = True
         """They may want to be ticked at another time, or to have other file descriptors watched."""
@@ -327,11 +327,11 @@ class ControllerLoop:
         core = self._core
         self._schedule(now)
         self._may_recall = core.scheduler.may_recall
-        self._deadline = core.deadlines.find_next()
+        self._deadline = core.find_deadline()
         if self._may_recall or (self._deadline is not None and self._deadline <= now):
             dispatch.on_tick(core, self, now)
             self._schedule(now)  # tasks that depend on the failure of one that has waited too long
-            self._deadline = core.deadlines.find_next()
+            self._deadline = core.find_deadline()
         self._check_core()
         if not self._outgoing:
             return

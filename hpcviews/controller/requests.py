@@ -36,7 +36,7 @@ def on_request(core: Core, out: Outbox, client: Client, message: m.Request, fram
             answers.refuse_unknown_function(core, out, client, seq)
             continue
         work = Work(client, seq, message.op, digest, message.data, frames, False, None, 0, message.label, now)
-        client.works[seq] = work
+        core.add_work(work)
         hand_out(core, out, work, engine, now)
 
 
@@ -66,11 +66,11 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
         now,
     )
     if core.stopping:
-        client.works[message.seq] = work
+        core.add_work(work)
         text = f"the cluster is stopping: {core.stopping}"
         answers.end(core, out, work, answers.make_failure(work.seq, -1, "TaskAborted", text))
     elif conditions is None:
-        client.works[message.seq] = work
+        core.add_work(work)
         tasks.queue(core, out, work)
     else:
         tasks.join(core, out, work, conditions, now)
@@ -158,10 +158,10 @@ def on_withdrawn(core: Core, out: Outbox, engine: Engine, message: m.Withdrawn, 
             core.late_replies += 1
         elif work.is_aborting:
             answers.fail(core, out, work, "TaskAborted", "withdrawn before it started")
+        elif work.terms is not None and work.terms.is_late:
+            tasks.end_late(core, out, work)
         else:
             # Also when its client has left: what that one asked for runs.
-            if work.terms is not None and work.terms.timeout_s:
-                work.terms.due = now + work.terms.timeout_s  # it had been handed out in time
             tasks.queue_again(core, work)
     for number in message.refused:
         work = engine.in_flight.get(RunKey(number))
@@ -184,8 +184,6 @@ def hand_out(core: Core, out: Outbox, work: Work, engine: Engine, now: float) ->
     key = core.take_key()
     work.move(WorkPhase.SENT)
     work.engine, work.key = engine, key
-    if work.terms is not None:
-        core.deadlines.disarm(work)
     engine.hold(work)
     out.send(engine.route, m.Run(work.data, len(work.frames), key, work.op, work.function), work.frames)
     core.scheduler.update_load(engine)

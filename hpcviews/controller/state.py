@@ -13,7 +13,7 @@ from hpcviews.wire import messages as m
 
 if TYPE_CHECKING:
     from hpcviews.controller.attempts import Attempts
-    from hpcviews.controller.dependencies import Dependents, Terms
+    from hpcviews.controller.gates import Dependents, Terms
 
 Frames = list[Any]
 """Payload frames (zmq.Frame), which the core hands on unread."""

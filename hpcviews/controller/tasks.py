@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpcviews.controller import answers
 from hpcviews.controller.attempts import NOBODY, Attempts
 from hpcviews.controller.core import Core
-from hpcviews.controller.dependencies import Doomed, render_impossible
+from hpcviews.controller.dependencies import Doomed
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import NO_KEY, SetPhase, Work, WorkPhase
 from hpcviews.ids import EngineId
@@ -19,12 +19,12 @@ def join(core: Core, out: Outbox, work: Work, conditions: m.Conditions, now: flo
     work.phase = WorkPhase.WAITING  # it begins there
     try:
         # Before it is among its client's: a task that names itself names nobody.
-        is_ready = core.dependencies.join(work, conditions, core.outcomes, core.find_work)
+        is_ready = core.dependencies.join(work, conditions, core, now)
     except Doomed as doomed:
-        work.client.works[work.seq] = work
+        core.add_work(work)
         answers.end(core, out, work, answers.make_failure(work.seq, -1, doomed.error, doomed.text))
         return
-    work.client.works[work.seq] = work
+    core.add_work(work)
     if conditions.timeout_s:
         assert work.terms is not None
         work.terms.due = now + conditions.timeout_s
@@ -67,7 +67,7 @@ def settle(core: Core, out: Outbox) -> None:
         assert work.terms is not None
         if closed is not None:
             work.terms.cause = closed.cause
-            answers.fail(core, out, work, "ImpossibleDependency", render_impossible(closed))
+            answers.fail(core, out, work, closed.error, closed.render_error())
         else:
             dependencies.leave(work)
             release(core, out, work)
@@ -92,7 +92,9 @@ def queue_again(core: Core, work: Work) -> None:
     work.move(WorkPhase.QUEUED)
     work.engine, work.key = None, NO_KEY
     if work.terms is not None and work.terms.timeout_s:
-        core.deadlines.arm(work, work.terms.due)
+        work.terms.is_late = False
+        if work.terms.armed is None:
+            core.deadlines.arm(work, work.terms.due)
     core.scheduler.put(work, in_front=True)
 
 
@@ -143,7 +145,8 @@ def retry(core: Core, out: Outbox, work: Work, engine_id: EngineId, what: str) -
         work.attempts = Attempts()
     work.attempts.note_failure(engine_id, what)
     if work.terms is not None:
-        work.terms.timeout_s = 0.0  # an engine had it, which is what the timeout is about
+        work.terms.timeout_s = 0.0  # it has begun, which is what the timeout is about
+        core.deadlines.disarm(work)
     _choose_engines(core, work)
     queue_again(core, work)
     out.ask_for_scheduling()
@@ -188,16 +191,33 @@ def _may_wait_for_new_engines(work: Work) -> bool:
 # ---------------------------------------------------------------- not for ever
 
 
-def expire(core: Core, out: Outbox, now: float) -> None:
-    """End the tasks that should have been handed to an engine by now."""
+def expire(core: Core, out: Outbox, now: float) -> list[Work]:
+    """End what has waited too long. Returns the tasks to be recalled to see whether they have."""
+    core.dependencies.give_up(core, now)
+    unsure = []
     for work in core.deadlines.take_due(now):
         assert work.terms is not None
-        limit = f"not handed to an engine within its timeout of {work.terms.timeout_s:g} s"
         if work.phase is WorkPhase.WAITING:
             missing = "; ".join(gate.describe() for gate in work.terms.gates() if gate.is_waiting)
-            answers.fail(core, out, work, "DependencyTimeout", f"{limit}: {missing}")
-        else:
-            answers.fail(core, out, work, "TaskTimeout", f"{limit}: {_describe_engines(core, work)}")
+            answers.fail(core, out, work, "DependencyTimeout", f"{_render_limit(work)}: {missing}")
+        elif work.phase is WorkPhase.QUEUED:
+            end_late(core, out, work)
+        elif work.engine is not None and next(iter(work.engine.in_flight)) != work.key:
+            # It may wait behind others, in an engine that works them off: short tasks are handed out ahead of time.
+            work.terms.is_late = True
+            if work.phase is WorkPhase.SENT:
+                unsure.append(work)
+    return unsure
+
+
+def end_late(core: Core, out: Outbox, work: Work) -> None:
+    """A task has not begun on any engine in time."""
+    answers.fail(core, out, work, "TaskTimeout", f"{_render_limit(work)}: {_describe_engines(core, work)}")
+
+
+def _render_limit(work: Work) -> str:
+    assert work.terms is not None
+    return f"not begun within its timeout of {work.terms.timeout_s:g} s"
 
 
 def _describe_engines(core: Core, work: Work) -> str:

@@ -115,7 +115,7 @@ class Conditions(msgspec.Struct, array_like=True, frozen=True, gc=False):
     follow: DependencyInfo | None = None
     """Run only on an engine where these ran."""
     timeout_s: float = 0.0
-    """Longest time until it is handed to an engine; 0: no limit."""
+    """Longest time until an engine begins it; 0: no limit."""
 
 
 # ---------------------------------------------------------------- finding each other

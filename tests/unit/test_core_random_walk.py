@@ -134,7 +134,7 @@ class Walk:
             else:
                 targets_or_any = self.random.choice([None, None, [self.random.randrange(7)], [0, 1, 2]])
                 name = f"{self.sessions[client]}-{seq}"
-                conditions = self.make_conditions()
+                conditions = self.make_conditions(client)
                 if conditions is not None:
                     self.conditions[name] = conditions
                 function, retries = self.maybe_function(client), self.random.choice([0, 0, 1, 3])
@@ -146,7 +146,7 @@ class Walk:
             self.world.say(client, message)
             self.names += [f"{self.sessions[client]}-{s}" for s in seqs]
 
-    def make_conditions(self) -> m.Conditions | None:
+    def make_conditions(self, client: Route) -> m.Conditions | None:
         choose = self.random.choice
         if self.random.random() < 0.5:
             return None
@@ -155,6 +155,10 @@ class Walk:
             if self.names and self.random.random() < (0.7, 0.3)[place]:
                 recent = self.names[-60:] if self.random.random() < 0.9 else self.names
                 some = self.random.sample(recent, min(len(recent), choose([1, 1, 2, 5])))
+                others = sorted(self.asked.keys() - {client})
+                if others and self.random.random() < 0.1:
+                    # One that may come soon, from another client.
+                    some.append(f"{self.sessions[choose(others)]}-{self.next_seq + 4 * choose(range(3))}")
                 success, failure = choose([(True, False), (True, False), (True, True), (False, True)])
                 infos[place] = m.DependencyInfo(
                     render_msg_id_runs(some), choose([True, True, False]), success, failure
@@ -223,7 +227,7 @@ class Walk:
         self.world.disconnect(client)
 
     def wait(self) -> None:
-        self.world.tick(self.random.choice([0.001, 0.01, 1.0]))
+        self.world.tick(self.random.choice([0.001, 0.01, 1.0, 4.0]))
 
     def pick(self, peers: dict[Route, object]) -> Route | None:
         return self.random.choice(sorted(peers)) if peers else None

@@ -116,6 +116,43 @@ def test_requests_of_clients_that_are_gone_can_be_named(cast: Cast) -> None:
     assert list(cast.world.core.sessions) == ["A" * 16]
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_request_of_another_client_may_still_be_under_way(cast: Cast, is_refused: bool) -> None:
+    other = cast.world.add_client("B")
+    cast.task(0, after=on(7, name="B", failure=True))
+    cast.task(1, after=on(7, name="B"), timeout_s=60)
+    assert not cast.results
+    cast.world.tick(9)
+    cast.say(request(7, [5 if is_refused else 0], data=b"100"), client=other)
+    assert (0 in cast.held) == is_refused
+    if is_refused:
+        assert cast.error(1)[0] == "ImpossibleDependency" and "BB-7 ended with NoSuchEngine" in cast.error(1)[1]
+        return
+    cast.world.tick(9)
+    cast.finish(100)
+    assert {0, 1} <= set(cast.held)
+
+
+def test_request_of_another_client_that_does_not_come_is_named_after_a_while(cast: Cast) -> None:
+    other = cast.world.add_client("B")
+    cast.task(0, after=on(7, name="B"))
+    cast.task(1, after=on(0))
+    cast.task(2, after=on("B" * 16 + "-8..4000000000000000000"))
+    assert cast.error(2)[0] == "InvalidDependency", "so many cannot be under way"
+    cast.world.tick(5)
+    cast.task(3, after=on(7, name="B"))
+    assert cast.world.core.find_deadline() == 10.0
+    cast.world.tick(6)
+    for seq in (0, 3):
+        assert cast.error(seq)[0] == "InvalidDependency" and "B-7, which nobody has submitted" in cast.error(seq)[1]
+    assert cast.error(1)[0] == "ImpossibleDependency"
+    assert cast.world.core.find_deadline() is None
+    cast.say(request(7, [0], data=b"100"), client=other)
+    cast.task(4, after=on(7, name="B"))
+    cast.finish(100)
+    assert 4 in cast.held
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -427,19 +464,36 @@ def test_timeout_does_not_bound_the_run_nor_a_retry(cast: Cast) -> None:
     assert cast.results[0].error is None
 
 
-def test_task_that_was_handed_out_in_time_and_taken_back_has_its_time_again() -> None:
-    cast = Cast(engines=1)
-    world = cast.world
+def make_late(cast: Cast) -> m.Withdraw:
+    """Task 2 is handed out in time, behind 1, which takes long."""
     cast.task(0)
     cast.finish(0)  # two at a time from now on
     cast.task(1)
     cast.task(2, timeout_s=1)
-    world.out.take_all(cast.engines[0])
-    cast.add_engine()
-    world.tick(2)
-    withdraw = world.out.take(cast.engines[0], m.Withdraw)
-    world.say(cast.engines[0], m.Withdrawn(withdraw.keys, []))
-    assert cast.where(2) == 1 and 2 not in cast.results
+    assert {1, 2} <= set(cast.held)
+    cast.world.out.take_all(cast.engines[0])
+    cast.world.tick(2)
+    assert 2 not in cast.results
+    return cast.world.out.take(cast.engines[0], m.Withdraw)
+
+
+def test_timeout_ends_a_task_that_waits_in_a_busy_engine() -> None:
+    cast = Cast(engines=1)
+    withdraw = make_late(cast)
+    assert withdraw.keys == [cast.held[2][1]]
+    cast.world.say(cast.engines[0], m.Withdrawn(withdraw.keys, []))
+    assert cast.error(2)[0] == "TaskTimeout" and "all that may run it were busy" in cast.error(2)[1]
+
+
+def test_timeout_leaves_a_task_alone_that_has_begun_meanwhile() -> None:
+    cast = Cast(engines=1)
+    withdraw = make_late(cast)
+    cast.world.say(cast.engines[0], m.Withdrawn([], withdraw.keys))
+    cast.world.tick(100)
+    assert not cast.world.out.inboxes.get(cast.engines[0])
+    cast.finish(1)
+    cast.finish(2)
+    assert cast.results[2].error is None
 
 
 @pytest.mark.parametrize("timeout_s", [-1.0, float("nan"), float("inf"), 1e300])
