@@ -70,3 +70,10 @@ def test_the_tests_of_the_page_exist() -> None:
         if not file.is_file() or name not in list_tests(file):
             missing.append(f"{path}::{name}")
     assert not missing, missing
+
+
+def test_every_promise_has_a_test() -> None:
+    text = PAGE.read_text().split("## Promises\n", 1)[1]
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 18))
+    assert not [number for number, _, tests in rows if not re.search(r"`[\w/]+\.py::\w+`", tests)]
