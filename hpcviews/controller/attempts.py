@@ -39,6 +39,10 @@ class Attempts:
         self.last = frozenset((engine_id,))
         self.tried |= self.last
 
+    def forget(self, engine_id: EngineId) -> None:
+        """Another process has this id now."""
+        self.refused, self.tried, self.last = self.refused - {engine_id}, self.tried - {engine_id}, NOBODY
+
     def annotate(self, error: m.ErrorInfo) -> m.ErrorInfo:
         """The error of the last attempt, which tells of the earlier ones too.
 

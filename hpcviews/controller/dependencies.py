@@ -215,7 +215,7 @@ class Dependencies:
             for gate in gates:
                 hanging[gate] = hanging.get(gate, 0) + 1
         assert len(self.expected) <= len(self._expected_until)
-        waiting: dict[Gate, int] = {}
+        waiting: dict[Gate, set[Work]] = {}
         count = 0
         for work in unfinished:
             for gate in work.dependents or ():
@@ -228,11 +228,10 @@ class Dependencies:
             for gate in work.terms.gates():
                 assert gate.phase in (GatePhase.SHUT, GatePhase.OPEN), gate.phase
                 if gate.phase is GatePhase.SHUT:
-                    waiting[gate] = waiting.get(gate, 0) + 1
-                    assert work in gate.works
+                    waiting.setdefault(gate, set()).add(work)
         assert self.waiting == count, f"{count} tasks wait for requests, counted {self.waiting}"
-        for gate, tasks in waiting.items():
-            assert gate.waiting == tasks, f"{tasks} tasks wait at a gate, counted {gate.waiting}"
+        for gate, works in waiting.items():
+            assert works <= set(gate.works) and gate.waiting == len(works), f"{len(works)} wait, not {gate.waiting}"
             assert gate.pending == hanging.get(gate, 0) > 0, f"{gate.pending} pending, hangs on {hanging.get(gate, 0)}"
 
 

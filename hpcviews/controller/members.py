@@ -94,8 +94,10 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
     engine = Engine(engine_id, route, info)
     core.engines[engine_id] = engine
     core.engine_by_route[route] = engine
-    core.gone.pop(engine_id, None)
+    before = core.gone.pop(engine_id, None)
     core.scheduler.add_engine(engine)
+    if before is not None and before.info.uuid != info.uuid:
+        tasks.readmit(core, engine_id)
     log.info("engine %d: registered from %s, pid %d, rank %s", engine_id, info.host, info.pid, info.rank)
     out.send(route, m.EngineWelcome(engine_id))
     tell_clients(core, out, m.EnginesJoined([info]))

@@ -9,7 +9,7 @@ minute-long ones are placed one by one. What an engine holds but has not started
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 from hpcviews.controller.state import Client, Engine, Work, WorkPhase
 from hpcviews.ids import EngineId
@@ -295,14 +295,25 @@ class Scheduler:
 
     def take_stranded(self, barred_only: bool) -> list[Work]:
         """The waiting tasks none of whose engines is there; all, or those that are barred from some."""
-        stranded: list[Work] = []
-        for pool in list(self.pools.values()):
-            if not pool.count or pool.members or (barred_only and pool.barred is None):
-                continue
+        return self._take_all(
+            pool
+            for pool in list(self.pools.values())
+            if not pool.members and (pool.barred is not None or not barred_only)
+        )
+
+    def take_barred(self, engine_id: EngineId) -> list[Work]:
+        """The waiting tasks that must not go to an engine."""
+        return self._take_all(
+            pool for pool in list(self.pools.values()) if pool.barred is not None and engine_id in pool.barred
+        )
+
+    def _take_all(self, pools: Iterable[Pool]) -> list[Work]:
+        works: list[Work] = []
+        for pool in pools:
             while (work := pool.take_next()) is not None:
-                stranded.append(work)
+                works.append(work)
             self._close_if_empty(pool)
-        return stranded
+        return works
 
     # ------------------------------------------------------------ recall
 

@@ -183,6 +183,17 @@ def _choose_engines(core: Core, work: Work) -> bool:
     return False
 
 
+def readmit(core: Core, engine_id: EngineId) -> None:
+    """Another process stands in for an engine, under its id: what the old one refused or failed, it has not."""
+    waiting = core.scheduler.take_barred(engine_id)
+    for work in [*waiting, *(work for engine in core.engines.values() for work in engine.tasks.values())]:
+        if work.attempts is not None:
+            work.attempts.forget(engine_id)
+    for work in waiting:
+        _choose_engines(core, work)
+        core.scheduler.put(work)
+
+
 def _may_wait_for_new_engines(work: Work) -> bool:
     """Whether a task that all engines refused is to wait for others, which its timeout ends."""
     return work.terms is not None and work.terms.timeout_s > 0

@@ -117,6 +117,8 @@ class Walk:
         from core_world import make_info
 
         info = make_info(self.engine_ids[route], uuid=f"u{self.lives}")
+        for refusers in self.refused.values():
+            refusers.discard(self.engine_ids[route])  # it is another process
         self.world.say(route, m.EngineHello("0.1.0", "3.11", info, ""))
 
     def submit(self) -> None:

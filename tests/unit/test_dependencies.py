@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from core_world import World, done, on, request, task
+from core_world import PYTHON, VERSION, World, done, make_info, on, request, task
 
 from hpcviews.controller import dispatch
 from hpcviews.controller.outcomes import PAGE_REQUESTS, Outcome, Outcomes
@@ -626,6 +626,29 @@ def test_refused_task_ends_when_the_last_engine_that_might_have_run_it_is_lost(c
     cast.kill(1)
     kind, text = cast.error(1)
     assert kind == "UnmetDependency" and "engine 0 refused it" in text
+
+
+def test_engine_that_stands_in_for_one_that_refused_may_have_the_task(cast: Cast) -> None:
+    cast.task(0, timeout_s=60)
+    cast.finish(0, "UnmetDependency")
+    cast.finish(0, "UnmetDependency")
+    cast.kill(0)
+    assert 0 not in cast.held and 0 not in cast.results
+    route = b"another process"
+    info = make_info(0, engine_id=0, uuid="another")
+    cast.world.say(route, m.EngineHello(VERSION, PYTHON, info, ""))
+    assert cast.held[0][0] == route
+    cast.finish(0)
+    assert cast.results[0].error is None
+
+
+def test_engine_that_connects_again_has_still_refused(cast: Cast) -> None:
+    cast.task(0, timeout_s=60)
+    cast.finish(0, "UnmetDependency")
+    cast.finish(0, "UnmetDependency")
+    cast.kill(0)
+    cast.world.add_engine(0, life=1, engine_id=0)
+    assert 0 not in cast.held
 
 
 def test_refusal_of_a_direct_request_is_its_error(cast: Cast) -> None:
