@@ -2,6 +2,7 @@
 
 HpcviewsError
 ├── UsageError (ValueError)          the caller asked for something that cannot be
+│   ├── PlaneUnavailable             data cannot go the way that `plane` says
 │   ├── UnknownLauncher              no such launcher; the message lists those that exist
 │   └── NameInUse                    a cluster of this name runs already
 ├── LaunchError                      processes could not be started
@@ -74,6 +75,10 @@ def _rebuild_error(
 
 class UsageError(HpcviewsError, ValueError):
     """The caller asked for something that cannot be."""
+
+
+class PlaneUnavailable(UsageError):
+    """Data cannot go the way that a view's flag `plane` says; the message says why, and what to do."""
 
 
 class UnknownLauncher(UsageError):

@@ -22,6 +22,8 @@ class RecorderOutbox:
     def __init__(self) -> None:
         self.inboxes: dict[Route, list[tuple[m.Message, Frames]]] = {}
         self.orders: list[Order] = []
+        self.cleared: list[str] = []
+        """Parties whose segments were to be removed."""
         self.wants_scheduling = False
         self.is_finished = False
         self.on_send: Callable[[Route, m.Message], None] | None = None
@@ -40,6 +42,10 @@ class RecorderOutbox:
     def order(self, order: Order) -> None:
         """Record."""
         self.orders.append(order)
+
+    def clear_segments(self, party: str) -> None:
+        """Record."""
+        self.cleared.append(party)
 
     def ask_for_scheduling(self) -> None:
         """Record."""

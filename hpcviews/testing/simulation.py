@@ -73,6 +73,9 @@ class _Effects:
     def order(self, order: Order) -> None:
         pass  # there are no processes
 
+    def clear_segments(self, party: str) -> None:
+        pass  # nor any shared memory
+
     def ask_for_scheduling(self) -> None:
         self.wants_scheduling = True
 

@@ -25,8 +25,8 @@ class Carrier(Message, array_like=True, frozen=True, gc=False):
     """Base of the messages with a payload (see wire/payload.py).
 
     `data` is the pickle's head when it is small, and then costs a copy; `frames` counts the zmq frames that
-    belong to this message: the head when it is big, and the out-of-band buffers. The controller forwards both
-    unread, the frames uncopied.
+    belong to this message: the head when it is big, and the out-of-band buffers, or handles of those in shared
+    memory. The controller forwards them unread, the frames uncopied.
     """
 
     data: bytes
@@ -55,6 +55,8 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The MPI library's name and version, "" without MPI."""
     registered: float
     """Unix time, seconds."""
+    room: str = ""
+    """Whom it shares memory with: parties with the same token (see wire/room.py); "" for nobody."""
 
 
 class EngineLeft(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -141,6 +143,10 @@ class ClientHello(Message, tag="client", array_like=True, frozen=True, gc=False)
     session: str
     host: str
     pid: int
+    room: str = ""
+    """Whom it shares memory with; see EngineInfo."""
+    party: str = ""
+    """What the names of its segments have in them; another one on each connection."""
 
 
 class EngineHello(Message, tag="engine", array_like=True, frozen=True, gc=False):
@@ -152,6 +158,8 @@ class EngineHello(Message, tag="engine", array_like=True, frozen=True, gc=False)
     """With id -1, or the id it had before the connection broke."""
     failure: str
     """Why this engine cannot serve ("" if it can): a world of the wrong size, an MPI of another make."""
+    party: str = ""
+    """As in ClientHello."""
 
 
 class Refused(Message, tag="refused", array_like=True, frozen=True, gc=False):
@@ -169,6 +177,8 @@ class Welcome(Message, tag="welcome", array_like=True, frozen=True, gc=False):
     generation: str
     engines: list[EngineInfo]
     sets: list[SetInfo]
+    room: str = ""
+    """Whom the controller shares memory with: it can hand on what is there to anybody else."""
 
 
 class EngineWelcome(Message, tag="welcome-engine", array_like=True, frozen=True, gc=False):
@@ -234,6 +244,8 @@ class Request(Carrier, tag="q", array_like=True, frozen=True, gc=False):
     """Digest of a Function sent before, b"" for operations without one."""
     label: str = ""
     """The user's own word for it."""
+    may_share: bool = False
+    """Results may come by shared memory."""
 
 
 class Task(Carrier, tag="t", array_like=True, frozen=True, gc=False):
@@ -249,6 +261,8 @@ class Task(Carrier, tag="t", array_like=True, frozen=True, gc=False):
     label: str = ""
     conditions: Conditions | None = None
     """None for the many tasks that have none: they must stay short."""
+    may_share: bool = False
+    """Its result may come by shared memory."""
 
 
 class Run(Carrier, tag="r", array_like=True, frozen=True, gc=False):
@@ -257,6 +271,8 @@ class Run(Carrier, tag="r", array_like=True, frozen=True, gc=False):
     key: int
     op: str
     function: bytes
+    may_share: bool = False
+    """Big buffers of the value may go into shared memory: whoever asked can open it. Answered by Delivered."""
 
 
 class Done(Carrier, tag="d", array_like=True, frozen=True, gc=False):
@@ -312,6 +328,27 @@ class Published(Carrier, tag="p", array_like=True, frozen=True, gc=False):
     seq: int
     engine: int
     kind: str
+
+
+# ---------------------------------------------------------------- shared memory
+
+
+class Mapped(Message, tag="mapped", array_like=True, frozen=True, gc=False):
+    """C→K: what the results of these requests have in shared memory is mapped here."""
+
+    seqs: list[int]
+
+
+class Delivered(Message, tag="delivered", array_like=True, frozen=True, gc=False):
+    """K→E: nobody will come to map what the Done of these attempts has in shared memory."""
+
+    keys: list[int]
+
+
+class ClearSegments(Message, tag="clear", array_like=True, frozen=True, gc=False):
+    """K→E: remove the segments of this party, which is gone. To an engine that shares memory with it."""
+
+    party: str
 
 
 # ---------------------------------------------------------------- taking back
@@ -542,6 +579,7 @@ ToController = Union[  # noqa: UP007 - msgspec wants a Union it can read on Pyth
     Done,
     RunOutput,
     RunPublished,
+    Mapped,
     Abort,
     Withdrawn,
     SignalEngines,
@@ -578,6 +616,8 @@ ToEngine = Union[  # noqa: UP007
     Function,
     ForgetFunction,
     Run,
+    Delivered,
+    ClearSegments,
     Withdraw,
     EngineSignal,
     InterruptRuns,

@@ -4,6 +4,10 @@ A payload is ``data`` (small, travels inside the message) and ``frames`` (zmq fr
 are never copied: the sender's frames alias the object's memory, and what `loads` returns aliases the received
 frames. So the sender must leave the object alone until the frames have been sent (`MessageTracker`).
 
+With a pool (pool.py) the biggest buffers are written into shared memory instead, which is their one copy, and a handle
+is their frame (shared.py). What `loads` returns then aliases a private map of it, and the sender's object is free at
+once.
+
 Functions defined in ``__main__`` get the receiver's ``__main__`` as their globals, which on an engine is the
 user's namespace: they see what was pushed there, as they do in IPython.parallel. Globals of the sender that they
 use travel with them and fill the names the namespace does not have; see `_install_captured`.
@@ -15,7 +19,7 @@ import io
 import pickle
 import sys
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import cloudpickle
@@ -23,7 +27,9 @@ import zmq
 
 from hpcviews.errors import SerializationError
 from hpcviews.ids import Digest
+from hpcviews.wire.pool import Lease, LeasedFrame, Pool
 from hpcviews.wire.reference import ReferenceFailed
+from hpcviews.wire.shared import HANDLE_BYTES_MAX, count_bytes, map_handles
 
 ZERO_COPY_BYTES_MIN = 64 * 2**10
 """Buffers from this size on travel as frames of their own, uncopied. Below, libzmq's bookkeeping for a foreign
@@ -31,6 +37,11 @@ buffer costs more than the copy (it is also pyzmq's default copy_threshold)."""
 
 INLINE_BYTES_MAX = 64 * 2**10
 """A pickle head up to this size travels inside the message."""
+
+assert min(ZERO_COPY_BYTES_MIN, INLINE_BYTES_MAX) > HANDLE_BYTES_MAX, "a buffer's frame could be taken for a handle"
+
+PACK_BYTES = 2**20
+"""A strided array is written into shared memory in contiguous pieces of about this size: they fit a core's cache."""
 
 
 class Payload(NamedTuple):
@@ -44,6 +55,11 @@ class Payload(NamedTuple):
         """Bytes on the wire."""
         return len(self.data) + sum(len(frame) for frame in self.frames)
 
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes with what is in shared memory."""
+        return len(self.data) + count_bytes(self.frames)[0]
+
     def tracker(self) -> zmq.MessageTracker | None:
         """Done when libzmq has let go of every uncopied buffer; None when the payload was not tracked."""
         trackers = [frame.tracker for frame in self.frames if frame.tracker is not None]
@@ -53,43 +69,105 @@ class Payload(NamedTuple):
 EMPTY = Payload(b"", [])
 
 
-def dumps(obj: Any, *, track: bool = False, engine_names: Collection[str] = ()) -> Payload:
+FindPool = Callable[[], Pool | None]
+"""Finds the pool for big buffers; asked when there is one, None for no pool."""
+
+
+def dumps(
+    obj: Any,
+    *,
+    track: bool = False,
+    engine_names: Collection[str] = (),
+    find_pool: FindPool | None = None,
+    share_bytes_min: int = 0,
+) -> Payload:
     """Serialize `obj`.
 
     Args:
         obj: Anything that cloudpickle can pickle.
         track: Make frames that tell when they are sent (`Payload.tracker`).
         engine_names: Globals of ``__main__`` that functions find on the engine, so they need not travel.
+        find_pool: Where big buffers may go into shared memory, if all receivers can open it.
+        share_bytes_min: How big.
     Raises:
         SerializationError: It cannot be pickled; the message says what.
     """
-    frames: list[zmq.Frame] = []
-
-    def take_buffer(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes >= ZERO_COPY_BYTES_MIN:
-            frames.append(zmq.Frame(view, track=track, copy=False))
-            return False
-        return True
-
+    buffers = _Buffers(track, find_pool, max(share_bytes_min, ZERO_COPY_BYTES_MIN))
     sink = io.BytesIO()
     try:
-        _Pickler(sink, take_buffer, engine_names).dump(obj)
+        _Pickler(sink, buffers, engine_names).dump(obj)
     except Exception as error:
         raise SerializationError(f"cannot pickle {_describe(obj)}: {error}") from error
+    frames = buffers.frames
     size = sink.tell()
     if size <= INLINE_BYTES_MAX:
         return Payload(sink.getvalue(), frames)
     return Payload(b"", [zmq.Frame(sink.getbuffer(), track=track, copy=False), *frames])
 
 
+class _Buffers:
+    """The out-of-band buffers of one payload, in order: frames, or handles of what was written into a segment."""
+
+    def __init__(self, track: bool, find_pool: FindPool | None, share_bytes_min: int):
+        self.frames: list[zmq.Frame] = []
+        self.lease: Lease | None = None
+        self._track = track
+        self._find_pool = find_pool
+        self._share_bytes_min = share_bytes_min
+        self._packed: dict[int, tuple[Any, zmq.Frame]] = {}
+
+    def take(self, buffer: pickle.PickleBuffer) -> bool:
+        """pickle's callback; True has it put the buffer into the pickle."""
+        view = buffer.raw()
+        packed = self._packed.pop(id(view.obj), None)
+        if packed is not None:
+            self.frames.append(packed[1])
+            return False
+        if view.nbytes < ZERO_COPY_BYTES_MIN:
+            return True
+        handle = self._share([view], view.nbytes)
+        self.frames.append(handle or zmq.Frame(view, track=self._track, copy=False))
+        return False
+
+    def pack(self, numpy: Any, array: Any) -> Any:
+        """Write a strided array into shared memory without making it contiguous before.
+
+        Returns:
+            An array that stands for its bytes when `take` is asked; None when it does not go into shared memory.
+        """
+        pieces = (memoryview(piece.reshape(-1).view(numpy.uint8)) for piece in _cut_contiguous(numpy, array))
+        handle = self._share(pieces, array.nbytes)
+        if handle is None:
+            return None
+        stand_in = numpy.empty(1, numpy.uint8)
+        self._packed[id(stand_in)] = stand_in, handle
+        return stand_in
+
+    def _share(self, parts: Iterable[memoryview], nbytes: int) -> zmq.Frame | None:
+        if nbytes < self._share_bytes_min or self._find_pool is None:
+            return None
+        if self.lease is None:
+            pool = self._find_pool()
+            self.lease = pool.take(nbytes) if pool is not None else None
+            if self.lease is None:
+                self._find_pool = None
+                return None
+        handle = self.lease.write(parts, nbytes)
+        if handle is not None:
+            return LeasedFrame(handle, self.lease)
+        self._find_pool = None  # full: the rest goes as frames
+        if self.lease.is_empty:
+            self.lease = None
+        return None
+
+
 def loads(data: bytes, frames: Sequence[zmq.Frame]) -> Any:
-    """The object of a payload. Its big buffers alias `frames`, and are writable.
+    """The object of a payload. Its big buffers alias `frames`, or private maps of shared memory, and are writable.
 
     Raises:
         SerializationError: It cannot be unpickled here; the message says what is missing.
     """
-    buffers = [frame.buffer for frame in frames]
+    buffers = [frame.buffer for frame in map_handles(frames)]
     try:
         if data:
             return pickle.loads(data, buffers=buffers)
@@ -133,14 +211,14 @@ def _describe(obj: Any) -> str:
 # ---------------------------------------------------------------- arrays
 
 
-def _find_reduction(numpy: Any, kind: type, array: Any) -> tuple[Any, ...] | None:
+def _find_reduction(numpy: Any, kind: type, array: Any, buffers: _Buffers) -> tuple[Any, ...] | None:
     """How an array or an instance of a subclass is pickled; None: as its class has it."""
     if array.dtype.hasobject or not array.dtype.itemsize:
         return None
     if kind is numpy.ndarray:
-        return _reduce_array(numpy, array)
+        return _reduce_array(numpy, array, buffers)
     if kind is numpy.memmap:
-        return _reduce_array(numpy, array.view(numpy.ndarray))  # there it is not the file any more
+        return _reduce_array(numpy, array.view(numpy.ndarray), buffers)  # there it is not the file any more
     if kind is numpy.ma.MaskedArray:
         mask = numpy.ma.getmask(array)
         rest = {"fill_value": array._fill_value, "hard_mask": array.hardmask}
@@ -172,11 +250,15 @@ def _set_attributes(array: Any, attributes: dict[str, Any]) -> None:
     array.__dict__.update(attributes)
 
 
-def _reduce_array(numpy: Any, array: Any) -> tuple[Any, ...]:
+def _reduce_array(numpy: Any, array: Any, buffers: _Buffers) -> tuple[Any, ...]:
     """Like numpy's own protocol 5 reduction, for the cases too that numpy puts in band or makes read-only.
 
     Those are strided arrays, datetime64 and read-only ones.
     """
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        packed = buffers.pack(numpy, array)
+        if packed is not None:
+            return _rebuild_array, (pickle.PickleBuffer(packed), array.dtype, array.shape, "C")
     if array.flags.f_contiguous and not array.flags.c_contiguous:
         order, flat = "F", array.T.reshape(-1)
     else:
@@ -192,6 +274,18 @@ def _rebuild_memoryview(buffer: Any, format: str, shape: tuple[int, ...]) -> mem
     cast: Any = view.cast  # typeshed wants a literal format
     shaped: memoryview = cast(format, shape)
     return shaped
+
+
+def _cut_contiguous(numpy: Any, array: Any) -> Iterator[Any]:
+    """A strided array in contiguous pieces, in C order; each is a copy of about PACK_BYTES."""
+    rows = len(array)
+    if array.ndim > 1 and array.nbytes // rows > 2 * PACK_BYTES:
+        for row in array:
+            yield from _cut_contiguous(numpy, row)
+        return
+    step = max(1, PACK_BYTES // (array.nbytes // rows))
+    for start in range(0, rows, step):
+        yield numpy.ascontiguousarray(array[start : start + step])
 
 
 def _rebuild_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
@@ -212,10 +306,11 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle i
     def __init__(
         self,
         sink: io.BytesIO,
-        take_buffer: Callable[[pickle.PickleBuffer], bool],
+        buffers: _Buffers,
         engine_names: Collection[str],
     ):
-        super().__init__(sink, protocol=5, buffer_callback=take_buffer)
+        super().__init__(sink, protocol=5, buffer_callback=buffers.take)
+        self._buffers = buffers
         self._engine_names = engine_names
 
     def reducer_override(self, obj: Any) -> Any:
@@ -227,7 +322,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # cloudpickle i
             return self._reduce_code(obj)
         numpy = sys.modules.get("numpy")
         if numpy is not None and issubclass(kind, numpy.ndarray):
-            found = _find_reduction(numpy, kind, obj)
+            found = _find_reduction(numpy, kind, obj, self._buffers)
             if found is not None:
                 return found
         reduced = super().reducer_override(obj)
