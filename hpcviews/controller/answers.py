@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from hpcviews.controller import sharing
 from hpcviews.controller.core import Core
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.outcomes import OK, classify
@@ -35,9 +36,12 @@ def end(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames | 
         core.deadlines.disarm(work)
         work.terms = None
     if client.is_listening:
-        out.send(client.route, result, frames)
+        sharing.send_result(core, out, client, result, frames or [], work)
     else:
         core.forget_if_over(client)
+    if frames and work.engine is not None:
+        sharing.end_delivery(core, out, work.engine, work.key, frames)
+    sharing.on_work_ended(core, out, client)
     # An ended task may stay in its queue until its turn comes; its payload must not.
     work.data, work.frames = b"", []
 

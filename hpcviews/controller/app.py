@@ -7,12 +7,14 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hpcviews.controller.core import Core, Identity
 from hpcviews.controller.events import Service
 from hpcviews.controller.gate import Keys, make_keys
 from hpcviews.controller.loop import ControllerLoop
 from hpcviews.wire.access import Access, get_python_version, read_host_id
+from hpcviews.wire.room import join_room
 
 
 class Controller:
@@ -72,4 +74,11 @@ class Controller:
 
     def run(self) -> None:
         """Serve until the cluster has ended."""
-        self.loop.run()
+        room = join_room(self.generation)
+        if room is not None:
+            self.core.identity = replace(self.core.identity, room=room.token)
+        try:
+            self.loop.run(room)
+        finally:
+            if room is not None:
+                room.leave()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hpcviews.controller.deadlines import Deadlines
+from hpcviews.controller.deliveries import Deliveries
 from hpcviews.controller.dependencies import Dependencies
 from hpcviews.controller.functions import FunctionTable
 from hpcviews.controller.outcomes import Outcomes
@@ -36,6 +37,8 @@ class Identity:
     endpoints: tuple[str, ...] = ()
     started_monotonic: float = 0.0
     """The same moment in the loop's seconds, which the core's events are told in."""
+    room: str = ""
+    """Whom the controller shares memory with; see wire/room.py."""
 
     def render_time(self, now: float) -> float:
         """The loop's seconds as Unix time."""
@@ -64,6 +67,8 @@ class Core:
     go on. Mostly one; a client that connects anew is another one of the same session."""
     engines: dict[EngineId, Engine] = field(default_factory=dict)
     engine_by_route: dict[Route, Engine] = field(default_factory=dict)
+    neighbours: dict[str, dict[EngineId, Engine]] = field(default_factory=dict)
+    """The engines in each room, those in none left out."""
     sets: dict[SetId, EngineSet] = field(default_factory=dict)
     gone: dict[EngineId, Gone] = field(default_factory=dict)
     """Engines that are not there any more."""
@@ -72,6 +77,7 @@ class Core:
     dependencies: Dependencies = field(default_factory=Dependencies)
     deadlines: Deadlines = field(default_factory=Deadlines)
     outcomes: Outcomes = field(default_factory=Outcomes)
+    deliveries: Deliveries = field(default_factory=Deliveries)
     next_engine_id: int = 0
     next_key: int = 0
     stopping: str = ""
@@ -141,7 +147,11 @@ class Core:
     def check(self) -> None:
         """Assert every invariant. O(everything); for tests and HPCVIEWS_DEBUG."""
         self.scheduler.check()
+        self.deliveries.check()
         assert self.scheduler.engines == self.engines
+        assert sorted(i for room in self.neighbours.values() for i in room) == sorted(
+            i for i, e in self.engines.items() if e.info.room
+        )
         assert {e.route: e for e in self.engines.values()} == self.engine_by_route
         uses: dict[bytes, int] = {}
         for engine in self.engines.values():

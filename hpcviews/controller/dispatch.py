@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hpcviews.controller import endings, members, requests, tasks
+from hpcviews.controller import endings, members, requests, sharing, tasks
 from hpcviews.controller.core import Core
 from hpcviews.controller.events import SetEvent, SetExited, SetNotStarted, SetStarted, StopRequested
 from hpcviews.controller.outbox import Outbox
@@ -160,6 +160,7 @@ _FROM_CLIENT: dict[type[m.Message], Callable[..., Any]] = {
     m.Task: requests.on_task,
     m.Request: requests.on_request,
     m.Abort: requests.on_abort,
+    m.Mapped: sharing.on_mapped,
     m.Function: _on_function,
     m.ForgetFunction: _on_forget_function,
     m.SignalEngines: endings.on_signal_engines,

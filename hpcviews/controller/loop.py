@@ -21,10 +21,13 @@ from hpcviews.controller import dispatch
 from hpcviews.controller.core import Core
 from hpcviews.controller.events import Order, Service, SetEvent
 from hpcviews.controller.gate import Gate, Keys
+from hpcviews.controller.sharing import Unshared
 from hpcviews.controller.state import Frames, Route
 from hpcviews.errors import HpcviewsError, ProtocolError
 from hpcviews.wire import messages as m
 from hpcviews.wire.codec import controller_decoder, encode
+from hpcviews.wire.room import Room
+from hpcviews.wire.shared import map_handles
 from hpcviews.wire.sockets import read_event, set_common_options
 
 log = logging.getLogger("hpcviews.controller.loop")
@@ -112,6 +115,7 @@ class ControllerLoop:
         self._complained: set[Route] = set()
         self._dying: dict[Route, float] = {}
         """Connections that are lost, and when the last message of theirs was handled."""
+        self._room: Room | None = None
         self._check = environment.is_debug()
 
     def bind(self, ipc_path: str | None, tcp_addresses: Sequence[str], port: int = 0) -> list[str]:
@@ -148,13 +152,19 @@ class ControllerLoop:
             box = self._outgoing[route] = ([], [])
         box[0].append(message)
         if frames:
-            box[1].extend(frames)
+            box[1].extend(_materialize(frame) if isinstance(frame, Unshared) else frame for frame in frames)
 
     def order(self, order: Order) -> None:
         """Hand an order to the services."""
         self._services_changed = True
         for service in self._services:
             service.on_order(order, time.monotonic())
+
+    def clear_segments(self, party: str) -> None:
+        """Remove a lost party's shared memory."""
+        if self._room is not None:
+            removed = self._room.clear(party)
+            log.info("removed %d segments of a peer that is gone", removed)
 
     def ask_for_scheduling(self) -> None:
         """Schedule at the end of the turn."""
@@ -170,8 +180,13 @@ class ControllerLoop:
         """Hand an event to the core; for services, in this thread."""
         dispatch.on_set_event(self._core, self, event)
 
-    def run(self) -> None:
-        """Serve until the core has finished. Closes everything at the end, whatever happens."""
+    def run(self, room: Room | None = None) -> None:
+        """Serve until the core has finished. Closes everything at the end, whatever happens.
+
+        Args:
+            room: The shared memory this process is to see to.
+        """
+        self._room = room
         poller = zmq.Poller()
         doors = (self._ipc, self._tcp)
         for door in doors:
@@ -349,3 +364,14 @@ class ControllerLoop:
     def _check_core(self) -> None:
         if self._check:
             self._core.check()
+
+
+def _materialize(unshared: Unshared) -> zmq.Frame:
+    """The bytes behind a handle as a frame, uncopied; the map lives until they have left."""
+    try:
+        (mapped,) = map_handles([unshared.handle])
+    except HpcviewsError as error:
+        log.warning("shared memory cannot be handed on: %s", error)
+        handle: zmq.Frame = unshared.handle  # its receiver finds out the same, and can tell whoever asked
+        return handle
+    return zmq.Frame(mapped.buffer, copy=False)

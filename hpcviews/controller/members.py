@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hpcviews.controller import endings, requests, tasks
+from hpcviews.controller import endings, requests, sharing, tasks
 from hpcviews.controller.core import Core
 from hpcviews.controller.events import EndSets, SetExited, SetNotStarted, SetStarted
 from hpcviews.controller.news import move_set, tell_clients
@@ -32,12 +32,12 @@ def on_client_hello(core: Core, out: Outbox, route: Route, hello: m.ClientHello)
         return
     if route in core.clients:
         raise ProtocolError("a second hello on one connection")
-    core.add_client(Client(route, Session(hello.session), hello.host, hello.pid))
+    core.add_client(Client(route, Session(hello.session), hello.host, hello.pid, room=hello.room, party=hello.party))
     log.info("client %s: connected from %s, pid %d", hello.session, hello.host, hello.pid)
     identity = core.identity
     engines = [engine.info for _, engine in sorted(core.engines.items())]
     sets = [engine_set.info() for engine_set in core.sets.values()]
-    out.send(route, m.Welcome(identity.cluster, identity.generation, engines, sets))
+    out.send(route, m.Welcome(identity.cluster, identity.generation, engines, sets, identity.room))
 
 
 def on_client_leave(core: Core, out: Outbox, client: Client) -> None:
@@ -56,6 +56,7 @@ def _forget_client(core: Core, out: Outbox, client: Client, keep_running: bool) 
     requests.drop_client(core, out, client, keep_running)
     endings.forget_client(core, client)
     core.functions.forget_all_of(out, client)
+    sharing.on_client_gone(core, out, client)
     del core.clients[client.route]
     core.forget_if_over(client)
 
@@ -91,9 +92,10 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
             break
     engine_id = _choose_engine_id(core, engine_set, hello.info)
     info = msgspec.structs.replace(hello.info, id=engine_id)
-    engine = Engine(engine_id, route, info)
+    engine = Engine(engine_id, route, info, party=hello.party)
     core.engines[engine_id] = engine
     core.engine_by_route[route] = engine
+    sharing.on_engine_joined(core, engine)
     before = core.gone.pop(engine_id, None)
     core.scheduler.add_engine(engine)
     if before is not None and before.info.uuid != info.uuid:
@@ -119,6 +121,7 @@ def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
     held = engine.load
     requeued = requests.lose_engine(core, out, engine, why)
     core.functions.engine_gone(engine)
+    sharing.on_engine_gone(core, out, engine)
     level = logging.INFO if core.stopping or engine.ending else logging.WARNING
     log.log(level, "engine %d: %s; %d requests failed, %d requeued", engine.id, why, held - requeued, requeued)
     tell_clients(core, out, m.EnginesLeft([m.EngineLeft(engine.id, why)]))

@@ -18,6 +18,9 @@ class Outbox(Protocol):
     def order(self, order: Order) -> None:
         """Have processes of engine sets ended, killed or started."""
 
+    def clear_segments(self, party: str) -> None:
+        """Remove the segments of a party of the controller's own room, which is gone."""
+
     def ask_for_scheduling(self) -> None:
         """Something changed that may let a task be placed."""
 

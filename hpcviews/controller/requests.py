@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcviews.controller import answers, tasks
+from hpcviews.controller import answers, sharing, tasks
 from hpcviews.controller.core import Core
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import Client, Engine, Frames, Work, WorkPhase
@@ -36,6 +36,7 @@ def on_request(core: Core, out: Outbox, client: Client, message: m.Request, fram
             answers.refuse_unknown_function(core, out, client, seq)
             continue
         work = Work(client, seq, message.op, digest, message.data, frames, False, None, 0, message.label, now)
+        work.may_share = message.may_share
         core.add_work(work)
         hand_out(core, out, work, engine, now)
 
@@ -64,6 +65,7 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
         message.retries,
         message.label,
         now,
+        may_share=message.may_share,
     )
     if core.stopping:
         core.add_work(work)
@@ -99,9 +101,11 @@ def on_done(core: Core, out: Outbox, engine: Engine, message: m.Done, frames: Fr
     # Written so that NaN is refused too: it would spoil the measured run time, which int() of credit stumbles over.
     if not (0.0 <= message.started < UNIX_TIME_MAX_S and 0.0 <= message.completed < UNIX_TIME_MAX_S):
         raise ProtocolError(f"an attempt that ran from {message.started} to {message.completed}")
-    work = engine.take(RunKey(message.key))
+    key = RunKey(message.key)
+    work = engine.take(key)
     if work is None:
         core.late_replies += 1
+        sharing.end_delivery(core, out, engine, key, frames)
         return
     engine.completed += 1
     engine.moved_at = now
@@ -114,9 +118,11 @@ def on_done(core: Core, out: Outbox, engine: Engine, message: m.Done, frames: Fr
     if error is not None and work.is_task and not work.is_aborting:
         if error.local and error.ename == "UnmetDependency":
             if tasks.pass_on(core, work, engine.id, f"{error.ename}: {error.evalue}"):
+                sharing.end_delivery(core, out, engine, key, frames)
                 return
         elif work.retries > 0:
             tasks.retry(core, out, work, engine.id, f"{error.ename}: {error.evalue}")
+            sharing.end_delivery(core, out, engine, key, frames)
             return
     result = m.Result(
         message.data, message.frames, work.seq, engine.id, message.started, message.completed, message.error
@@ -185,7 +191,8 @@ def hand_out(core: Core, out: Outbox, work: Work, engine: Engine, now: float) ->
     work.move(WorkPhase.SENT)
     work.engine, work.key = engine, key
     engine.hold(work)
-    out.send(engine.route, m.Run(work.data, len(work.frames), key, work.op, work.function), work.frames)
+    run = m.Run(work.data, len(work.frames), key, work.op, work.function, sharing.may_share(work, engine))
+    out.send(engine.route, run, sharing.carry(work.frames, work.client.room, engine.info.room))
     core.scheduler.update_load(engine)
 
 

@@ -108,6 +108,12 @@ class Client:
     """What it waits for, by seq."""
     is_listening: bool = True
     """False once its connection is gone: results of it have nowhere to go."""
+    room: str = ""
+    """Whom it shares memory with; "" for nobody."""
+    party: str = ""
+    """What the names of its segments have in them."""
+    is_clearing: bool = False
+    """It is gone, and they are to be removed when its last request has ended."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -135,6 +141,8 @@ class Engine:
     """When it last took or answered something, in the loop's monotonic seconds."""
     pools: list[Any] = field(default_factory=list)
     """The scheduler's pools it belongs to."""
+    party: str = ""
+    """What the names of its segments have in them; "" when those have been cleared away."""
 
     @property
     def load(self) -> int:
@@ -233,6 +241,8 @@ class Work:
     engine: Engine | None = None
     key: RunKey = NO_KEY
     is_aborting: bool = False
+    may_share: bool = False
+    """Its client is ready for a result in shared memory."""
     terms: Terms | None = None
     """What a task waits for beside an engine, when it does."""
     dependents: Dependents | None = None

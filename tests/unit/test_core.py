@@ -35,7 +35,7 @@ def test_engine_ids_follow_the_index_whoever_registers_first(world: World) -> No
 def test_request_for_many_engines_reaches_each_once_with_the_same_frames(world: World) -> None:
     engines = world.add_engines(3)
     client = world.add_client()
-    frame = object()
+    frame = bytes(1000)
     world.say(client, m.Request(b"", 1, 10, [2, 0], "push", b""), frames=[frame])
     for engine, seq in ((engines[2], 10), (engines[0], 11)):
         ((run, frames),) = world.out.take_all(engine)

@@ -7,8 +7,10 @@ and none is called impossible that is not.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from core_world import World, done
 
@@ -18,6 +20,10 @@ from hpcviews.wire import messages as m
 
 STEPS = 500
 
+HANDLE = b"a handle of shared memory, as far as the core can tell"
+ROOMS = ["room A", "room A", "room B", ""]
+"""Who shares memory; the controller is in the first."""
+
 
 class Walk:
     """Clients and engines that do anything they are allowed to, at random."""
@@ -25,11 +31,15 @@ class Walk:
     def __init__(self, seed: int):
         self.random = random.Random(seed)
         self.world = World()
+        self.world.core.identity = replace(self.world.core.identity, room=ROOMS[0])
         self.asked: dict[Route, set[int]] = {}
         self.answered: dict[Route, dict[int, int]] = {}
         self.left: set[Route] = set()
         self.holding: dict[Route, list[int]] = {}
         self.engine_ids: dict[Route, int] = {}
+        self.to_map: dict[Route, list[int]] = {}
+        self.lent: dict[Route, set[int]] = {}
+        """Attempts whose results engines gave in shared memory, and did not get back yet."""
         self.lives = 0
         self.next_seq = 0
         self.sessions: dict[Route, str] = {}
@@ -58,6 +68,12 @@ class Walk:
             self.ended[name] = (message.error is None, message.engine)
             if message.error is not None and message.error.ename == "ImpossibleDependency":
                 self.check_impossible(name)
+            if message.frames:
+                self.to_map.setdefault(route, []).append(message.seq)
+        elif isinstance(message, m.Delivered) and route in self.lent:
+            for key in message.keys:
+                assert key in self.lent[route], "given back twice"
+                self.lent[route].remove(key)
 
     # -------------------------------------------------------- the model of dependencies
 
@@ -104,7 +120,10 @@ class Walk:
         route = f"c{self.lives}".encode()
         self.asked[route], self.answered[route] = set(), {}
         self.sessions[route] = f"{self.lives:016x}"
-        self.world.say(route, m.ClientHello("0.1.0", "3.11", self.sessions[route], "node", 1))
+        self.world.say(route, m.ClientHello("0.1.0", "3.11", self.sessions[route], "node", 1, *self.enter_room()))
+
+    def enter_room(self) -> tuple[str, str]:
+        return self.random.choice(ROOMS), f"party {self.lives}"
 
     def add_engine(self, index: int | None = None) -> None:
         if len(self.holding) >= 6:
@@ -116,10 +135,12 @@ class Walk:
         self.engine_ids[route] = free[0] if index is None else index
         from core_world import make_info
 
-        info = make_info(self.engine_ids[route], uuid=f"u{self.lives}")
+        room, party = self.enter_room()
+        self.lent[route] = set()
+        info = msgspec.structs.replace(make_info(self.engine_ids[route], uuid=f"u{self.lives}"), room=room)
         for refusers in self.refused.values():
             refusers.discard(self.engine_ids[route])  # it is another process
-        self.world.say(route, m.EngineHello("0.1.0", "3.11", info, ""))
+        self.world.say(route, m.EngineHello("0.1.0", "3.11", info, "", party))
 
     def submit(self) -> None:
         client = self.pick(self.asked)
@@ -128,10 +149,11 @@ class Walk:
         for _ in range(self.random.choice([1, 1, 5, 30])):
             seq = self.next_seq
             self.next_seq += 4
+            frames = self.random.choice([[], [], [HANDLE]])
             if self.random.random() < 0.3:
                 targets = self.random.sample(range(7), self.random.randint(0, 4))
                 # Its parts share a payload: "-" is the name of no task, so nothing is looked up for it.
-                message: m.Message = m.Request(b"-", 0, seq, targets, "apply", self.maybe_function(client))
+                message: m.Message = m.Request(b"-", len(frames), seq, targets, "apply", self.maybe_function(client))
                 seqs = range(seq, seq + len(targets))
             else:
                 targets_or_any = self.random.choice([None, None, [self.random.randrange(7)], [0, 1, 2]])
@@ -141,11 +163,11 @@ class Walk:
                     self.conditions[name] = conditions
                 function, retries = self.maybe_function(client), self.random.choice([0, 0, 1, 3])
                 message = m.Task(
-                    name.encode(), 0, seq, "apply", function, targets_or_any, retries, "", conditions
+                    name.encode(), len(frames), seq, "apply", function, targets_or_any, retries, "", conditions
                 )  # fmt: skip
                 seqs = range(seq, seq + 1)
             self.asked[client].update(seqs)
-            self.world.say(client, message)
+            self.world.say(client, msgspec.structs.replace(message, may_share=True), frames=frames)
             self.names += [f"{self.sessions[client]}-{s}" for s in seqs]
 
     def make_conditions(self, client: Route) -> m.Conditions | None:
@@ -188,7 +210,19 @@ class Walk:
                 self.refused.setdefault(name, set()).add(self.engine_ids[engine])
             if self.random.random() < 0.2:
                 self.world.say(engine, m.RunOutput(key, "stdout", "text"))
-            self.world.say(engine, done(key, took=took, error=error))
+            frames = self.random.choice([[], [], [HANDLE]])
+            if frames:
+                self.lent[engine].add(key)
+            answer = msgspec.structs.replace(done(key, took=took, error=error), frames=len(frames))
+            self.world.say(engine, answer, frames=frames)
+
+    def map_results(self) -> None:
+        client = self.pick({c: s for c, s in self.to_map.items() if s and c in self.asked})
+        if client is not None:
+            seqs = self.to_map[client]
+            some = self.random.sample(seqs, self.random.randint(1, len(seqs)))
+            self.to_map[client] = [seq for seq in seqs if seq not in some]
+            self.world.say(client, m.Mapped(some))
 
     def answer_withdraw(self) -> None:
         for engine in list(self.holding):
@@ -216,7 +250,7 @@ class Walk:
     def kill_engine(self) -> None:
         engine = self.pick(self.holding)
         if engine is not None:
-            del self.holding[engine], self.engine_ids[engine]
+            del self.holding[engine], self.engine_ids[engine], self.lent[engine]
             self.world.disconnect(engine)
 
     def end_client(self) -> None:
@@ -246,6 +280,7 @@ class Walk:
             self.add_engine,
             self.add_client,
             self.end_client,
+            *[self.map_results] * 3,
         ]
         for _ in range(STEPS):
             self.random.choice(moves)()
@@ -262,6 +297,9 @@ class Walk:
                 f"unanswered: {sorted(seqs - self.answered[client].keys())[:5]}"
             )
             assert set(self.answered[client].values()) <= {1}, "a request was answered twice"
+        while any(self.to_map.get(client) for client in self.asked):
+            self.map_results()
+        assert not any(self.lent.values()), "an engine waits for ever for a segment that nobody needs"
 
 
 @pytest.mark.parametrize("seed", range(12))
