@@ -151,7 +151,7 @@ class LoadBalancedView(View):
         kwargs: dict[str, Any],
         targets: list[int] | None,
     ) -> AsyncResult:
-        payload = self._dumps((args, kwargs), self.track)
+        payload = self._dumps((args, kwargs), self.track, self._make_find_pool(targets))
         call = self._make_call(name, 1)
         first = call.first
         result = AsyncResult(
@@ -167,6 +167,7 @@ class LoadBalancedView(View):
             self.retries,
             call.label,
             self._make_conditions(),
+            may_share=self.plane != "frames",
         )
         seqs = range(first, first + 1)
         self._connection.post(call, seqs, [task], payload.frames, function)
@@ -296,6 +297,8 @@ class LoadBalancedView(View):
         """Tasks of one call, in pieces, so that engines start before the last is pickled."""
         retries, label, conditions = self.retries, call.label, self._make_conditions()
         digest = function.digest
+        find_pool = self._make_find_pool(targets)
+        may_share = self.plane != "frames"
         tracked: list[Payload] = [function.payload] if track else []
         messages: list[m.Message] = []
         frames: list[Any] = []
@@ -304,14 +307,16 @@ class LoadBalancedView(View):
         seq: int = call.first
         for argument in arguments:
             try:
-                payload = self._dumps(argument, track)
+                payload = self._dumps(argument, track, find_pool)
             except SerializationError as error:
                 self._connection.post(None, range(0), [m.Abort(list(range(call.first, done)))], [])
                 start = sum(sizes[: seq - call.first])
                 stop = start + sizes[seq - call.first]
                 raise SerializationError(f"items {start} to {stop - 1}: {error}") from error
             own = payload.frames
-            messages.append(m.Task(payload.data, len(own), seq, op, digest, targets, retries, label, conditions))
+            messages.append(
+                m.Task(payload.data, len(own), seq, op, digest, targets, retries, label, conditions, may_share)
+            )
             seq += 1
             if own:
                 frames += own

@@ -18,6 +18,7 @@ from hpcviews.client.metadata import Metadata, make_metadata
 from hpcviews.client.outcomes import UNREAD, Failure, make_error
 from hpcviews.client.outgoing import Frames
 from hpcviews.client.output import Display, OutputCallback, OutputListener, RequestOutput
+from hpcviews.client.transfers import Traffic
 from hpcviews.errors import SerializationError
 from hpcviews.ids import MsgId, Seq, render_msg_id
 from hpcviews.wire import messages as m
@@ -95,6 +96,7 @@ class Call:
         self.is_let_go = False
         """Whether the values have been freed."""
         self.arrivals: list[int] | None = [] if keep_arrivals else None
+        self.traffic = Traffic()
         self._decode = decode
         self._msg_ids = msg_ids
         self.label = label
@@ -136,6 +138,7 @@ class Call:
         """A request ended."""
         if frames:
             self._frames[index] = frames
+            self.traffic.add((index,), frames)
         self._received[index] = received
         self._results[index] = result
         self.pending -= 1
@@ -202,6 +205,7 @@ class Call:
         """All results that came together have been stored: tell who watches the whole call."""
         watchers = self._watchers
         if not self.pending:
+            self.traffic.end()
             self._watchers = []  # they hold us, so that we must not hold them any longer
         for watcher, part in tuple(watchers):
             if not self.pending:
@@ -352,6 +356,8 @@ class Call:
                 self._code,
                 self._after,
                 self._follow,
+                plane=self.traffic.get_plane(index),
+                nbytes=self.traffic.get_bytes(index),
             )
 
     def get_unfinished(self) -> list[int]:

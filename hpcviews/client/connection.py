@@ -29,6 +29,8 @@ from hpcviews.client.loop import Loop
 from hpcviews.client.outgoing import Frames, Outgoing, Parcel
 from hpcviews.client.registry import Registry
 from hpcviews.client.requests import Requests
+from hpcviews.client.sharing import Sharing, map_result
+from hpcviews.client.transfers import TransferLog
 from hpcviews.errors import (
     AccessRefused,
     ControllerLost,
@@ -103,26 +105,23 @@ class Connection:
         self._callbacks: SimpleQueue[Callable[[], object] | None] | None = None
         self._has_ended = False
         """The I/O thread is gone."""
-        hello = m.ClientHello(
-            version=hpcviews.__version__,
-            python=get_python_version(),
-            session=self.session,
-            host=socket.gethostname(),
-            pid=self._pid,
-        )
+        self.transfers = TransferLog()
+        self.sharing = Sharing(access.generation, self._wake)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             deadline = time.monotonic() + timeout_s
             link = connect_first(context, access, timeout_s)
             self.endpoint = link.endpoint
-            link.socket.send(encode([hello]))
+            link.socket.send(encode([self.make_hello()]))
             welcome, *more = _wait_for_welcome(link, access, deadline, timeout_s)
             assert isinstance(welcome, m.Welcome)
             self.cluster = welcome.cluster
             self.registry.on_welcome(welcome)
+            self.sharing.controller_room = welcome.room
             self.on_messages(more, [])
-            self._loop = Loop(context, link, access, hello, self._outgoing, self)
+            self._loop = Loop(context, link, access, self._outgoing, self)
         except BaseException:
+            self.sharing.leave()
             context.destroy(0)
             raise
         self._loop.start()
@@ -189,6 +188,9 @@ class Connection:
                         self._outgoing.put(before)
                 if call is not None:
                     self.requests.open(call, seqs)
+                if call is not None and frames:
+                    call.traffic.add_messages(call.first, messages, frames)
+                    self.sharing.lend(messages, frames)
                 self._outgoing.put(Parcel(messages, frames))
                 self._loop.wake()
             except BaseException:
@@ -256,6 +258,9 @@ class Connection:
                 f"see `hpcviews logs {self.cluster}`"
             )
 
+    def _wake(self) -> None:
+        self._loop.wake()
+
     def run_callback(self, callback: Callable[[], object]) -> None:
         """Run it in the thread for callbacks: in the I/O thread, one that waits for a result would wait for ever."""
         with self._lock:
@@ -306,9 +311,27 @@ class Connection:
 
     # ------------------------------------------------------------ the I/O thread
 
+    def make_hello(self) -> m.ClientHello:
+        """The first message on each connection."""
+        room, party = self.sharing.join()
+        return m.ClientHello(
+            version=hpcviews.__version__,
+            python=get_python_version(),
+            session=self.session,
+            host=socket.gethostname(),
+            pid=self._pid,
+            room=room,
+            party=party,
+        )
+
+    def on_idle(self) -> float | None:
+        """Nothing is to be done."""
+        return self.sharing.expire()
+
     def on_messages(self, messages: list[m.Message], frames: list[zmq.Frame]) -> bool:
         """What the controller sent."""
         results: list[tuple[m.Result, Frames]] = []
+        mapped: list[Seq] = []
         taken = 0
         for message in messages:
             if isinstance(message, m.Carrier):
@@ -319,7 +342,7 @@ class Connection:
                 if isinstance(message, m.Published):
                     self.requests.on_published(message, own)
                 elif isinstance(message, m.Result):
-                    results.append((message, own))
+                    results.append((message, map_result(own, message.seq, mapped)))
             elif isinstance(message, m.Output):
                 self.requests.on_output(message)
             elif isinstance(message, m.Followed):
@@ -340,7 +363,10 @@ class Connection:
                 return False
         # Last, so that who is woken by an engine's death finds the engine gone from `ids`.
         if results:
+            self.sharing.give_back(results)
             self.requests.on_results(results, time.time())
+        if mapped:
+            self._outgoing.put(Parcel([m.Mapped(list(mapped))], []))
         return True
 
     def _on_answer(self, answer: Answer) -> None:
@@ -359,6 +385,7 @@ class Connection:
             return False
         log.info("client %s: connected again", self.session)
         self.registry.on_welcome(welcome)
+        self.sharing.controller_room = welcome.room
         with self._lock:
             self._phase, self._why = Phase.CONNECTED, None
             self._gone.clear()
@@ -381,6 +408,7 @@ class Connection:
             self._phase, self._why = Phase.LOST, error
             self._outgoing.clear()
             self._functions.clear()
+        self.sharing.on_lost()
         self.registry.on_end(error)
         self._fail_waiting(error)
         self._gone.set()
@@ -391,6 +419,7 @@ class Connection:
         with self._lock:
             self._phase, self._why = Phase.CLOSED, error
             self._outgoing.clear()
+        self.sharing.leave(leave_lent=True)
         self.registry.on_end(error)
         self._fail_waiting(error)
         self._gone.set()

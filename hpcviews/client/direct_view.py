@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hpcviews
 from hpcviews.client import maps
@@ -19,6 +20,7 @@ from hpcviews.client.screen import find_shell
 from hpcviews.client.slots import Slots
 from hpcviews.client.synced_imports import SyncedImports
 from hpcviews.client.targets import Targets, freeze_targets, parse_targets
+from hpcviews.client.transfers import Transfer
 from hpcviews.client.view import View, get_call_name, merge_trackers
 from hpcviews.errors import UsageError
 from hpcviews.wire import messages as m
@@ -27,6 +29,14 @@ from hpcviews.wire.reference import Reference
 
 if TYPE_CHECKING:
     from hpcviews.client.client import Client
+
+
+class _Moving(NamedTuple):
+    """Values that a call moves."""
+
+    names: list[str]
+    began: float
+    """time.perf_counter()"""
 
 
 class DirectView(View):
@@ -62,10 +72,13 @@ class DirectView(View):
         function: PickledFunction | None = None,
         decode: Decode | None = None,
         label: str | None = None,
+        moving: _Moving | None = None,
     ) -> AsyncResult:
         """The same payload to all targets: one message, which the controller fans out."""
         tracker = merge_trackers([payload, function.payload] if function is not None else [payload])
         call = self._make_call(name, len(targets.ids), label, decode=decode)
+        if moving is not None:
+            self._connection.transfers.note(op, moving.names, call.traffic, moving.began)
         result = AsyncResult(
             Slots.of_call(call), targets=_render_targets(targets), is_single=targets.is_single, tracker=tracker
         )
@@ -92,6 +105,7 @@ class DirectView(View):
             op,
             function.digest if function is not None else b"",
             call.label,
+            may_share=self.plane != "frames",
         )
         self._connection.post(call, seqs, [request], payload.frames, function)
         self._record(result, seqs)
@@ -110,8 +124,9 @@ class DirectView(View):
             return
         seqs = range(call.first, call.first + len(payloads))
         digest = function.digest if function is not None else b""
+        may_share = self.plane != "frames"
         messages: list[m.Message] = [
-            m.Request(payload.data, len(payload.frames), seq, [target], op, digest, call.label)
+            m.Request(payload.data, len(payload.frames), seq, [target], op, digest, call.label, may_share)
             for payload, seq, target in zip(payloads, seqs, targets.ids, strict=False)
         ]
         frames = [frame for payload in payloads for frame in payload.frames]
@@ -139,7 +154,7 @@ class DirectView(View):
         targets = self._resolve()
         track = self.track
         function = self._pickle_function(f, track)
-        payload = self._dumps((args, kwargs), track)
+        payload = self._dumps((args, kwargs), track, self._make_find_pool(targets.ids))
         result = self._send("apply", payload, targets, get_call_name(f), function)
         del args, kwargs, payload, function
         return self._finish(result, block)
@@ -217,8 +232,10 @@ class DirectView(View):
         if not isinstance(ns, Mapping):
             raise TypeError(f"Must be a dict, not {type(ns)}")
         _check_names(ns)
-        payload = self._dumps(dict(ns), self._get_track(track))
-        result = self._send("push", payload, self._resolve(targets), "push")
+        chosen = self._resolve(targets)
+        moving = _Moving(list(ns), time.perf_counter())
+        payload = self._dumps(dict(ns), self._get_track(track), self._make_find_pool(chosen.ids))
+        result = self._send("push", payload, chosen, "push", moving=moving)
         self._connection.remember_pushed([name for name in ns if name.isidentifier()])
         del payload, ns
         return self._finish(result, self._get_block(block))
@@ -248,7 +265,10 @@ class DirectView(View):
             _check_names(wanted)
         else:
             raise TypeError(f"names must be strs, not {names!r}")
-        result = self._send("pull", self._dumps((wanted, single)), self._resolve(targets), "pull")
+        chosen = self._resolve(targets)
+        moving = _Moving(wanted, time.perf_counter())
+        self._make_find_pool(chosen.ids)
+        result = self._send("pull", self._dumps((wanted, single)), chosen, "pull", moving=moving)
         return self._finish(result, self._get_block(block))
 
     def get(self, key_s: str | Iterable[str]) -> Any:
@@ -325,15 +345,21 @@ class DirectView(View):
         Returns:
             None if it was waited for, else an AsyncResult.
         """
+        began = time.perf_counter()
         _check_names([key])
         chosen = self._resolve(targets)
         is_tracked = self._get_track(track)
         parts = maps.partition(seq, len(chosen.ids), dist)
         if flatten:
             parts = maps.flatten_parts(parts)
-        payloads = [self._dumps({key: part}, is_tracked) for part in parts]
+        self._make_find_pool(chosen.ids)  # before any part is written
+        payloads = [
+            self._dumps({key: part}, is_tracked, self._make_find_pool([target]))
+            for part, target in zip(parts, chosen.ids, strict=True)
+        ]
         del parts, seq
         call = self._make_call("scatter", len(payloads))
+        self._connection.transfers.note("scatter", [key], call.traffic, began)
         result = AsyncResult(
             Slots.of_call(call), targets=list(chosen.ids), is_single=False, tracker=merge_trackers(payloads)
         )
@@ -357,11 +383,14 @@ class DirectView(View):
         Returns:
             A sequence of the parts' type, or an AsyncMapResult of it; the list of parts if they are no sequences.
         """
+        began = time.perf_counter()
         _check_names([key])
         maps.check_dist(dist)
         chosen = self._resolve(targets)
         count = len(chosen.ids)
+        self._make_find_pool(chosen.ids)
         call = self._make_call("gather", count)
+        self._connection.transfers.note("gather", [key], call.traffic, began)
         result = AsyncMapResult(call, None, targets=list(chosen.ids), dist=dist, is_map=False)
         self._post_to_all(call, result, "pull", self._dumps(([key], True)), chosen)
         return self._finish(result, self._get_block(block))
@@ -395,7 +424,10 @@ class DirectView(View):
         bounds = maps.block_bounds(count, len(chosen.ids))
         function = self._pickle_function(f, is_tracked)
         payloads = [
-            self._dumps(([seq[start:stop] for seq in ready], return_exceptions), is_tracked) for start, stop in bounds
+            self._dumps(
+                ([seq[start:stop] for seq in ready], return_exceptions), is_tracked, self._make_find_pool([target])
+            )
+            for (start, stop), target in zip(bounds, chosen.ids, strict=False)
         ]
         call = self._make_call(get_call_name(f), len(payloads), label)
         result = AsyncMapResult(
@@ -425,7 +457,10 @@ class DirectView(View):
         ready, _ = maps.measure(sequences)
         rows, sizes = maps.cut_in_parts(ready, len(chosen.ids), dist)
         function = self._pickle_function(f, self.track)
-        payloads = [self._dumps((row, {}), self.track) for row in rows]
+        payloads = [
+            self._dumps((row, {}), self.track, self._make_find_pool([target]))
+            for row, target in zip(rows, chosen.ids, strict=False)
+        ]
         del ready, rows, sequences
         call = self._make_call(get_call_name(f), len(payloads))
         result = AsyncMapResult(
@@ -440,6 +475,20 @@ class DirectView(View):
         self._post_to_each(call, result, "apply", payloads, chosen, function)
         del payloads, function
         return self._finish(result, self._get_block(block))
+
+    def explain_transfer(self, data: Any) -> Transfer:
+        """Which way data go between this client and the engines of this view, and how fast.
+
+        Args:
+            data: A name: its last push, scatter, pull or gather by this client. Anything else: what a push of it
+                would do; nothing is sent.
+        Returns:
+            A Transfer with plane, nbytes, seconds and gb_per_s; `str` makes a line of it.
+        Raises:
+            KeyError: Nothing of that name has been transferred.
+            PlaneUnavailable: The flag `plane` says what cannot be.
+        """
+        return self._explain(data, self._resolve().ids)
 
 
 def _render_targets(targets: Targets) -> int | list[int]:

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as AnyTrait
-from traitlets import Bool, HasTraits, Int, Unicode
+from traitlets import Bool, HasTraits, Int, TraitError, Unicode
+
+from hpcviews.client.planes import find_fault
 
 if TYPE_CHECKING:
 
@@ -50,6 +52,21 @@ class IntFlag(_PerThread, Int):  # type: ignore[type-arg,misc]
 
 class TextFlag(_PerThread, Unicode):  # type: ignore[type-arg,misc]
     """Text."""
+
+
+class PlaneFlag(_PerThread, AnyTrait):
+    """Which way big buffers go; see planes.py."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Called by traitlets.
+
+        Raises:
+            TraitError: It is no plane; the message names those there are.
+        """
+        fault = find_fault(value)
+        if fault:
+            raise TraitError(fault)
+        return value
 
 
 class AnyFlag(_PerThread, AnyTrait):

@@ -35,6 +35,12 @@ class Handler(Protocol):
     def on_messages(self, messages: list[m.Message], frames: list[zmq.Frame]) -> bool:
         """They arrived together. False: the controller will have nothing more to do with us."""
 
+    def make_hello(self) -> m.ClientHello:
+        """The first message on a connection."""
+
+    def on_idle(self) -> float | None:
+        """Nothing is to be done; in how many seconds to be called again at the latest, None for not at all."""
+
     def on_lost(self, why: str) -> bool:
         """The connection broke. True: try to get it back."""
 
@@ -50,14 +56,12 @@ class Loop:
         context: zmq.Context[zmq.Socket[bytes]],
         link: Link,
         access: Access,
-        hello: m.ClientHello,
         outgoing: Outgoing,
         handler: Handler,
     ):
         self._context = context
         self._link: Link | None = link
         self._access = access
-        self._hello = hello
         self._outgoing = outgoing
         self._handler = handler
         self._decoder = client_decoder()
@@ -106,7 +110,10 @@ class Loop:
     def _turn(self) -> None:
         # Asleep first, then look: who puts a parcel after the look sees the flag and wakes us.
         self._is_asleep = True
-        timeout_ms = 0 if self._outgoing or self._is_closing else None
+        timeout_ms: int | None = 0
+        if not self._outgoing and not self._is_closing:
+            wait = self._handler.on_idle()
+            timeout_ms = None if wait is None else int(wait * 1000) + 1
         ready = dict(self._poller.poll(timeout_ms))
         self._is_asleep = False
         if self._wake_fd in ready:
@@ -154,7 +161,7 @@ class Loop:
             if self._is_greeting:
                 # Nothing but the hello was sent on this link, so it can stay, with its growing retry interval.
                 if is_connected:
-                    link.socket.send(encode([self._hello]))
+                    link.socket.send(encode([self._handler.make_hello()]))
             elif not is_connected:
                 self._receive(link, None)  # results that came before the end are results
                 if link is self._link:

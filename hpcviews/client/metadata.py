@@ -15,7 +15,9 @@ class Metadata(dict[str, Any]):
     """Metadata of one request.
 
     Keys: msg_id, submitted, started, completed, received (timezone-aware datetimes or None), engine_id,
-    engine_uuid, rank, host, status (None while it runs, then "ok", "error" or "aborted"), error, label; stdout and
+    engine_uuid, rank, host, status (None while it runs, then "ok", "error" or "aborted"), error, label;
+    plane ("shm" if buffers of it went through shared memory, else "frames") and bytes (of its buffers of 64 KiB and
+    more, there and back); stdout and
     stderr (text), outputs (what was displayed, in order: dicts of data and metadata) and data (what `publish_data`
     published) as far as they have come; of executed code execute_input and execute_result; after and follow, the
     msg_ids of the requests that it depends on.
@@ -39,6 +41,8 @@ def make_metadata(
     code: str | None = None,
     after: Iterable[str] = (),
     follow: Iterable[str] = (),
+    plane: str = "frames",
+    nbytes: int = 0,
 ) -> Metadata:
     """Put together what is known of a request; `result` is None while it has not ended."""
     error = result.error if result is not None else None
@@ -66,6 +70,8 @@ def make_metadata(
         outputs=output.get_displays() if output is not None else [],
         data=output.merge_data() if output is not None else {},
         label=label,
+        plane=plane,
+        bytes=nbytes,
     )
 
 

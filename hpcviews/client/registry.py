@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from hpcviews.errors import EngineError, HpcviewsError, LaunchError, find_error_class
@@ -60,6 +60,12 @@ class Registry:
     def find(self, engine_id: int) -> m.EngineInfo | None:
         """An engine that is there, or has been."""
         return self._engines.get(engine_id) or self._gone.get(engine_id)
+
+    def get_infos(self, engine_ids: Iterable[int] | None) -> list[m.EngineInfo]:
+        """Those of these engines that are there; None for all."""
+        if engine_ids is None:
+            return list(self._engines.values())
+        return [info for engine_id in engine_ids if (info := self._engines.get(engine_id)) is not None]
 
     # ------------------------------------------------------------ what the controller says
 

@@ -18,16 +18,19 @@ from hpcviews.client.call import Call
 from hpcviews.client.engine_control import EngineControl
 from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.facts import join_trackers
-from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags, TextFlag
+from hpcviews.client.flags import AnyFlag, BoolFlag, HasFlags, PlaneFlag, TextFlag
 from hpcviews.client.functions import PickledFunction, name_function
 from hpcviews.client.history import History
 from hpcviews.client.live_mapping import LiveMapping, read_outcome
 from hpcviews.client.map_result import AsyncMapResult
+from hpcviews.client.planes import choose_pool
 from hpcviews.client.remote_function import ParallelFunction, RemoteFunction, parallel, remote
 from hpcviews.client.results import AsyncResult
+from hpcviews.client.transfers import Transfer
 from hpcviews.errors import SerializationError
 from hpcviews.ids import MsgId
-from hpcviews.wire.payload import Payload, dumps
+from hpcviews.wire.payload import ZERO_COPY_BYTES_MIN, FindPool, Payload, dumps
+from hpcviews.wire.pool import SHARED_BYTES_MIN, Pool
 from hpcviews.wire.reference import Reference, ReferencedFunction
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ class View(EngineControl, HasFlags):
         track: Whether calls make a MessageTracker for the buffers they send uncopied (`AsyncResult.sent`).
         targets: Which engines it is for.
         label: The user's own word for what is submitted; records and `metadata` have it.
+        plane: Which way big buffers go: "auto", the best one; "shm", through shared memory, or PlaneUnavailable is
+            raised; "frames", through the controller.
         history: msg_ids of all requests submitted through it, in order.
         outstanding: Those that have not ended.
         results: Values by msg_id, or errors, of those that have, and whose AsyncResult somebody holds.
@@ -74,6 +79,7 @@ class View(EngineControl, HasFlags):
     track = BoolFlag(False)
     targets = AnyFlag(None)
     label = TextFlag(None, allow_none=True)
+    plane = PlaneFlag("auto")
     history = Instance(History)
     outstanding = _Computed(lambda view: view._get_outstanding())
     results = _Computed(lambda view: LiveMapping(view._get_results, read_outcome))
@@ -229,8 +235,44 @@ class View(EngineControl, HasFlags):
             raise TypeError(f"a label must be text, not {type(label).__name__} {label!r:.80}")
         return Call(self.client, name, self._connection.reserve(count), count, label=label or "", **options)
 
-    def _dumps(self, obj: Any, track: bool = False) -> Payload:
-        return dumps(obj, track=track, engine_names=self._connection.pushed_names)
+    def _dumps(self, obj: Any, track: bool = False, find_pool: FindPool | None = None) -> Payload:
+        # Who forces it wants it for whatever is a buffer; else it must pay.
+        share_bytes_min = 0 if self.plane == "shm" else SHARED_BYTES_MIN
+        names = self._connection.pushed_names
+        return dumps(obj, track=track, engine_names=names, find_pool=find_pool, share_bytes_min=share_bytes_min)
+
+    def _make_find_pool(self, targets: Sequence[int] | None) -> FindPool | None:
+        """For big buffers of what goes to these engines; None: to any engine.
+
+        Raises:
+            PlaneUnavailable: The flag `plane` says "shm", and that cannot be.
+        """
+        plane = self.plane
+        if plane == "frames":
+            return None
+        sharing, registry = self._connection.sharing, self._connection.registry
+
+        def find_pool() -> Pool | None:
+            infos = registry.get_infos(targets)
+            return choose_pool(plane, sharing.pool, sharing.controller_room, infos, is_open=targets is None)
+
+        if plane == "shm":
+            find_pool()  # the same for all sizes: what is forced must not fail only when the data have grown
+        return find_pool
+
+    def _explain(self, data: Any, targets: Sequence[int] | None) -> Transfer:
+        if isinstance(data, str):
+            found = self._connection.transfers.find(data)
+            if found is None:
+                raise KeyError(f"{data!r} has not been pushed, scattered, pulled or gathered by this client")
+            return found
+        payload = self._dumps(data)
+        size = payload.full_nbytes - len(payload.data)
+        find_pool = self._make_find_pool(targets)
+        least = ZERO_COPY_BYTES_MIN if self.plane == "shm" else SHARED_BYTES_MIN
+        has_big = any(len(frame) >= least for frame in payload.frames[0 if payload.data else 1 :])
+        is_shared = has_big and find_pool is not None and find_pool() is not None
+        return Transfer("next", "shm" if is_shared else "frames", size * (1 if targets is None else len(targets)))
 
     def _pickle_function(self, f: Any, track: bool = False) -> PickledFunction:
         if isinstance(f, PickledFunction):

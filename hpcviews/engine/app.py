@@ -128,6 +128,7 @@ def run_engine(options: EngineOptions) -> None:
     ended = worker.run()
     if ended.finalize and options.is_world and not failure:
         world.finalize()
+    loop.leave_room()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: user threads and atexit handlers of whatever was imported must not keep a cluster alive.

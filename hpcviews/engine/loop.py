@@ -25,6 +25,8 @@ from hpcviews.errors import ConnectError, HpcviewsError, NoCluster
 from hpcviews.wire import messages as m
 from hpcviews.wire.access import get_python_version, read_access
 from hpcviews.wire.codec import encode, engine_decoder
+from hpcviews.wire.pool import Pool
+from hpcviews.wire.room import KILLED_S, Room, join_room
 from hpcviews.wire.sockets import Link, connect_first, ipc_is_gone
 
 if TYPE_CHECKING:
@@ -82,6 +84,9 @@ class EngineLoop(threading.Thread):
         self._lost_at: float | None = None
         self._stop_at: float | None = None
         self._is_welcome = False
+        self._generation = ""
+        self._left: Room | None = None
+        """The room of a lost connection: left when the process ends, or another is joined."""
 
     # ------------------------------------------------------------ other threads
 
@@ -109,7 +114,7 @@ class EngineLoop(threading.Thread):
         except Exception:
             # The top of the thread: an engine without it is deaf, so it ends.
             log.exception("engine %d: the I/O thread failed", self._info.id)
-            self._end_process(1)
+            self._exit(1)
 
     def _serve(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -143,6 +148,7 @@ class EngineLoop(threading.Thread):
         while True:
             try:
                 access = read_access(self._access_path, "engine")
+                self._generation = access.generation
                 return connect_first(context, access, max(1.0, deadline - time.monotonic()))
             except NoCluster as error:
                 # The controller writes the file when it is bound; launchers may be faster.
@@ -152,14 +158,44 @@ class EngineLoop(threading.Thread):
             except ConnectError as error:
                 self._give_up(EXIT_UNREACHABLE, error)
 
+    def _exit(self, code: int) -> NoReturn:
+        self.leave_room(KILLED_S if self._lost_at is not None else 0.0)
+        self._end_process(code)
+
     def _give_up(self, code: int, reason: object) -> NoReturn:
         _write_log(f"engine {self._info.index} of set {self._info.set_id}: {reason}")
-        self._end_process(code)
+        self._exit(code)
 
     def _say_hello(self, link: Link) -> None:
         info = msgspec.structs.replace(self._info, registered=time.time())
-        hello = m.EngineHello(__version__, get_python_version(), info, self._failure)
+        pool = self._join_room()
+        if pool is not None:
+            info = msgspec.structs.replace(info, room=pool.room.token)
+        party = pool.party if pool is not None else ""
+        hello = m.EngineHello(__version__, get_python_version(), info, self._failure, party)
         link.socket.send(encode([hello]))
+
+    def _join_room(self) -> Pool | None:
+        """A pool of its own for each connection: what a lost one had lent is never written again."""
+        self.leave_room()
+        room = join_room(self._generation)
+        if room is not None:
+            self._worker.pool = Pool(room, lambda: os.eventfd_write(self._wake_fd, 1))
+        return self._worker.pool
+
+    def _close_pool(self) -> None:
+        # Last results may be under way: the controller removes them when they have been mapped.
+        pool, self._worker.pool = self._worker.pool, None
+        if pool is not None:
+            pool.close(leave_lent=True)
+            self._left = pool.room
+
+    def leave_room(self, patience_s: float = 0.0) -> None:
+        """The process ends, or joins another room. Any thread; again is fine."""
+        self._close_pool()
+        left, self._left = self._left, None
+        if left is not None:
+            left.leave(patience_s)
 
     # ------------------------------------------------------------ sending
 
@@ -231,6 +267,13 @@ class EngineLoop(threading.Thread):
             self._is_welcome = True
             self._info = msgspec.structs.replace(self._info, id=message.id)
             worker.set_info(self._info)
+        elif isinstance(message, m.Delivered):
+            if worker.pool is not None:
+                for key in message.keys:
+                    worker.pool.give_back(key)
+        elif isinstance(message, m.ClearSegments):
+            if worker.pool is not None:
+                worker.pool.room.clear(message.party)
         elif isinstance(message, m.EngineStop):
             self._on_stop(message)
         elif isinstance(message, m.Refused):
@@ -255,6 +298,7 @@ class EngineLoop(threading.Thread):
                 self._worker.pending.clear()
                 self._worker.functions.clear()
                 self._outgoing.clear()
+                self._close_pool()
                 if self._lost_at is None:
                     self._lost_at = time.monotonic()
 
@@ -269,16 +313,19 @@ class EngineLoop(threading.Thread):
             self._flush(link)
         if self._lost_at is not None:
             if self._stop_at is not None:
-                self._end_process(0)
+                self._exit(0)
             if now - self._lost_at > CONTROLLER_GRACE_S or ipc_is_gone(link.endpoint):
                 self._give_up(EXIT_CONTROLLER_LOST, "the controller is gone")
         if self._stop_at is not None and now > self._stop_at:
-            self._end_process(0)
+            self._exit(0)
 
     def _timeout_ms(self) -> int | None:
+        wait = self._worker.pool.expire() if self._worker.pool is not None else None
         dues = [due for due in (self._flush_at, self._output_at, self._stop_at) if due is not None]
         if self._lost_at is not None:
             dues.append(time.monotonic() + 0.2)
+        if wait is not None:
+            dues.append(time.monotonic() + wait)
         if not dues:
             return None
         # Rounded up to the poll's milliseconds; a flush that is a little late is better than a busy loop.

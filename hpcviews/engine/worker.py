@@ -19,6 +19,7 @@ from hpcviews.errors import ImpossibleDependency, RemoteError, SerializationErro
 from hpcviews.wire import messages as m
 from hpcviews.wire.dependent import dependent
 from hpcviews.wire.payload import EMPTY, Payload, dumps, loads, refresh_captured
+from hpcviews.wire.pool import SHARED_BYTES_MIN, Pool, lend
 
 if TYPE_CHECKING:
     from hpcviews.engine.output import OutputCapture
@@ -63,6 +64,8 @@ class Worker:
         self._is_running_user_code = False
         self._running_key: int | None = None
         self._interrupt_key: int | None = None
+        self.pool: Pool | None = None
+        """Where big results go that their receiver can open; set by the I/O thread for each connection."""
         self._sender: Sender | None = None
         self._output: OutputCapture | None = None
 
@@ -113,6 +116,8 @@ class Worker:
             os._exit(0 if error is None else 1)
         for text in self._output.end():
             self._sender.put(text, [], flush=False)
+        if payload.frames:
+            lend((run.key,), payload.frames)  # until the controller says that it was delivered
         done = m.Done(payload.data, len(payload.frames), run.key, started, time.time(), error)
         self._sender.put(done, payload.frames, flush=not self.pending)
         if error is not None and self._operations.stops_queue:
@@ -129,7 +134,8 @@ class Worker:
         value = self._operations.run(run.op, function, argument)
         del argument
         try:
-            return dumps(value)
+            pool = self.pool
+            return dumps(value, find_pool=(lambda: pool) if run.may_share else None, share_bytes_min=SHARED_BYTES_MIN)
         except SerializationError as error:
             raise SerializationError(
                 f"the result cannot be sent back: {error}. Return something that can be pickled, or keep it on the "

@@ -6,13 +6,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from hpcviews.client.client import Client
 from hpcviews.testing.wait import wait_until
+from hpcviews.wire.access import read_access
+from hpcviews.wire.room import sweep_rooms
+from hpcviews.wire.shared import SHARED_MEMORY, render_room_name
 
 HERE = Path(__file__).parent
+
+
+def list_shared_memory(generation: str) -> list[str]:
+    """Names of a cluster's files under /dev/shm."""
+    return sorted(path.name for path in SHARED_MEMORY.glob(f"{render_room_name(generation)}*"))
 
 
 class BareCluster:
@@ -34,6 +43,10 @@ class BareCluster:
         wait_until(lambda: self.access.exists() or self.controller.poll() is not None, 30, "the controller")
 
     @property
+    def generation(self) -> str:
+        return read_access(self.path / "client.json", "client").generation
+
+    @property
     def access(self) -> Path:
         return self.path / "client.json"
 
@@ -43,9 +56,17 @@ class BareCluster:
         client.wait_for_engines(engines, timeout=60)
         return client
 
-    def start_engines(self, n: int) -> None:
+    def start_engines(self, n: int, prefix: Sequence[str] = ()) -> None:
+        """Start engines; with `prefix` by way of another program: a container's, say."""
         for _ in range(n):
-            argv = [sys.executable, "-m", "hpcviews.engine", "--access", self.path / "engine.json"]
+            argv: list[str | Path] = [
+                *prefix,
+                sys.executable,
+                "-m",
+                "hpcviews.engine",
+                "--access",
+                self.path / "engine.json",
+            ]
             argv += ["--index", str(len(self.engines)), "--logs", self.path]
             argv += ["--path", str(HERE)]  # functions of the test files are found there
             self.engines.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL))
@@ -62,6 +83,7 @@ class BareCluster:
     ) -> None:
         for client in self.clients:
             client.close()
+        generation = self.generation
         processes = [*self.engines, self.controller]
         for process in processes:
             process.send_signal(signal.SIGKILL)
@@ -70,5 +92,9 @@ class BareCluster:
         self.log.close()
         logs = {path.name: path.read_text() for path in self.path.glob("*.log")}
         self._directory.cleanup()
+        # Everybody was killed: what is left is found by the next one who looks, and by nothing else.
+        sweep_rooms()
+        left = list_shared_memory(generation)
+        assert not left, f"left in shared memory: {left}"
         noisy = {name: text for name, text in logs.items() if "Traceback" in text}
         assert not noisy, noisy

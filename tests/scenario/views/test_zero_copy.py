@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from bare_cluster import BareCluster
 
 from hpcviews import Client
@@ -30,14 +31,18 @@ def describe(array: Any) -> tuple[bool, bool, bool, str, bool]:
     return array.flags.c_contiguous, array.flags.writeable, array.flags.owndata, type(owner).__name__, array[0] == 42
 
 
-def test_array_on_the_engine_aliases_the_received_frame_and_is_writable(rc: Client) -> None:
+@pytest.mark.parametrize(("plane", "owner"), [("frames", "Frame"), ("shm", "mmap")])
+def test_array_on_the_engine_aliases_what_was_received_and_is_writable(rc: Client, plane: str, owner: str) -> None:
+    view = rc.direct_view(plane=plane)
     array = np.arange(1_000_000.0)
-    found = rc[:].apply_sync(describe, array)
-    assert found == [(True, True, False, "Frame", True)] * 3
+    found = view.apply_sync(describe, array)
+    assert found == [(True, True, False, owner, True)] * 3
     assert array[0] == 0, "the engines wrote into the client's array"
-    rc[:].scatter("part", array, block=True)
-    rc[:].push({"describe": describe, "whole": array}, block=True)
-    assert rc[:]["describe(part)"] == found and rc[:]["describe(whole)"] == found
+    view.scatter("part", array, block=True)
+    view.push({"describe": describe, "whole": array}, block=True)
+    assert view["describe(part)"] == found and view["describe(whole)"] == found
+    pulled = describe(rc.direct_view(0, plane=plane)["whole"])
+    assert pulled == found[0]
 
 
 def test_received_arrays_are_writable_whatever_their_size(rc: Client) -> None:
