@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from hpcviews.cli.start import start
 from hpcviews.cli.status import list_, status
 from hpcviews.cli.stop import stop
 from hpcviews.errors import HpcviewsError
+from hpcviews.wire.room import sweep_rooms
 
 # \b keeps click from rewrapping the paragraph.
 EPILOG = (
@@ -33,6 +35,8 @@ EPILOG = (
 @click.version_option(hpcviews.__version__, prog_name="hpcviews")
 def hpcviews_command() -> None:
     """Python on a cluster through views: start engines, run scripts on them, look after them."""
+    with contextlib.suppress(OSError):  # no /dev/shm
+        sweep_rooms()  # shared memory of clusters all of whose processes were killed
 
 
 for command in (run, start, stop, status, list_, logs, launchers):

@@ -15,6 +15,7 @@ from hpcviews.cluster.litter import Litter
 from hpcviews.errors import ConnectError, LaunchError
 from hpcviews.procfs import read_all_stats, read_stat
 from hpcviews.records import Found, Liveness
+from hpcviews.wire.room import sweep_rooms
 
 STOP_TIMEOUT_S = 20.0
 """How long a controller gets to end its engines: their grace, SIGTERM and SIGKILL take about half of it."""
@@ -129,6 +130,8 @@ def clear_left_over(found: Found) -> int:
     killed = _kill_left_over(found.place.directory)
     if record.shared_memory:
         Litter(record.shared_memory, (), record.started, is_late=True).sweep()
+    with contextlib.suppress(OSError):  # no /dev/shm
+        sweep_rooms()
     return killed
 
 
