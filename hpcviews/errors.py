@@ -3,6 +3,7 @@
 HpcviewsError
 ├── UsageError (ValueError)          the caller asked for something that cannot be
 │   ├── PlaneUnavailable             data cannot go the way that `plane` says
+│   ├── OutstandingRequests (RuntimeError)  what has not ended cannot be purged
 │   ├── UnknownLauncher              no such launcher; the message lists those that exist
 │   └── NameInUse                    a cluster of this name runs already
 ├── LaunchError                      processes could not be started
@@ -20,6 +21,7 @@ HpcviewsError
 ├── SerializationError (TypeError)   an object cannot be pickled or unpickled
 ├── NoSuchEngine (IndexError, KeyError)
 ├── NoSuchRequest (KeyError)         no request of that msg_id is known
+│   └── ResultNotKept                it is known, but its value was too large to keep
 ├── NoEnginesRegistered
 ├── EngineError                      the engine that ran the request died
 ├── TaskAborted                      withdrawn before it started
@@ -79,6 +81,10 @@ class UsageError(HpcviewsError, ValueError):
 
 class PlaneUnavailable(UsageError):
     """Data cannot go the way that a view's flag `plane` says; the message says why, and what to do."""
+
+
+class OutstandingRequests(UsageError, RuntimeError):
+    """Requests were to be purged that have not ended; nothing was."""
 
 
 class UnknownLauncher(UsageError):
@@ -159,6 +165,10 @@ class NoSuchRequest(HpcviewsError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the repr
         return str(self.args[0]) if self.args else ""
+
+
+class ResultNotKept(NoSuchRequest):
+    """The request is known and ended well, but its value is not kept any more; the message says why."""
 
 
 class NoEnginesRegistered(HpcviewsError):

@@ -24,10 +24,10 @@ from hpcviews.cluster.processes import kill_descendants, reap_orphans, spawn_tre
 from hpcviews.cluster.spec import Command, Detection, EngineOrder, Host, Launcher
 from hpcviews.controller.events import (
     EndSets,
+    Event,
     KillEngines,
     Order,
     Post,
-    SetEvent,
     SetExited,
     SetNotStarted,
     SetStarted,
@@ -182,7 +182,7 @@ class EngineSets:
         self._sets: dict[SetId, SetProcesses] = {}
         self._next_id = 0
         self._post: Post | None = None
-        self._unposted: list[SetEvent] = []
+        self._unposted: list[Event] = []
         self._reap_at = 0.0
 
     # ------------------------------------------------------------ starting
@@ -291,7 +291,7 @@ class EngineSets:
             self._end_sets(order, now)
         elif isinstance(order, KillEngines):
             self._kill(order)
-        else:
+        elif isinstance(order, StartEngines):
             self._start_again(order)
 
     def _kill(self, order: KillEngines) -> None:
@@ -421,7 +421,7 @@ class EngineSets:
         logs += [self._logs / f"engine-{engine_set.id}.{index}.log" for index in some]
         return explain_end(how, logs, engine_set.launcher)
 
-    def _tell(self, event: SetEvent) -> None:
+    def _tell(self, event: Event) -> None:
         if self._post is None:
             self._unposted.append(event)
         else:

@@ -9,6 +9,7 @@ import msgspec
 
 from hpcviews.controller import sharing
 from hpcviews.controller.core import Core
+from hpcviews.controller.finished import RECORD_BYTES, Record
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.outcomes import OK, classify
 from hpcviews.controller.state import Client, Frames, Work, WorkPhase
@@ -24,8 +25,7 @@ def end(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames | 
     work.move(WorkPhase.ENDED)
     client = work.client
     client.works.pop(work.seq, None)
-    if work.function:
-        core.functions.unuse(out, work.function)
+    entry = core.functions.unuse(out, work.function) if work.function else None
     error = result.error
     core.outcomes.note(client.session, work.seq, OK if error is None else classify(error), result.engine)
     if work.dependents is not None:
@@ -39,11 +39,22 @@ def end(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames | 
         sharing.send_result(core, out, client, result, frames or [], work)
     else:
         core.forget_if_over(client)
+    is_delivered = client.is_listening or work.followers is not None
+    core.finished.add_work(core, out, work, entry, result, frames or [], is_delivered)
+    if work.followers is not None:
+        _tell_followers(core, out, work, result, frames or [])
     if frames and work.engine is not None:
         sharing.end_delivery(core, out, work.engine, work.key, frames)
     sharing.on_work_ended(core, out, client)
     # An ended task may stay in its queue until its turn comes; its payload must not.
     work.data, work.frames = b"", []
+
+
+def _tell_followers(core: Core, out: Outbox, work: Work, result: m.Result, frames: Frames) -> None:
+    for client, seq in work.followers or ():
+        del client.following[seq]
+        sharing.send_result(core, out, client, msgspec.structs.replace(result, seq=seq), frames, work)
+    work.followers = None
 
 
 def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
@@ -56,23 +67,47 @@ def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
     end(core, out, work, make_failure(work.seq, engine_id, error, text))
 
 
-def refuse(core: Core, out: Outbox, client: Client, seq: int, target: int) -> None:
+def refuse(core: Core, out: Outbox, client: Client, message: m.Request, seq: int, target: int, now: float) -> None:
     """Answer a request for an engine that is not there."""
-    _answer(core, out, client, make_failure(seq, target, *describe_missing(core, EngineId(target))))
+    _answer(core, out, client, message, make_failure(seq, target, *describe_missing(core, EngineId(target))), now)
 
 
-def refuse_unknown_function(core: Core, out: Outbox, client: Client, seq: int) -> None:
+def refuse_unknown_function(
+    core: Core, out: Outbox, client: Client, message: m.Request | m.Task, seq: int, now: float
+) -> None:
     """Answer a request whose function the controller does not have."""
     text = "the request names a function that was not sent (a bug in the client)"
-    _answer(core, out, client, make_failure(seq, -1, "ProtocolError", text))
+    _answer(core, out, client, message, make_failure(seq, -1, "ProtocolError", text), now)
 
 
-def _answer(core: Core, out: Outbox, client: Client, failure: m.Result) -> None:
+def _answer(
+    core: Core, out: Outbox, client: Client, message: m.Request | m.Task, failure: m.Result, now: float
+) -> None:
     """A request ends before it was one."""
     core.outcomes.note(client.session, failure.seq, classify(failure.error), failure.engine)
     if core.dependencies.expected:
         core.dependencies.on_refused(client.session, failure)
     out.send(client.route, failure)
+    record = Record(
+        session=client.session,
+        seq=failure.seq,
+        op=message.op,
+        is_task=isinstance(message, m.Task),
+        targets=None,
+        retries=0,
+        label=message.label,
+        submitted=core.identity.render_time(now),
+        result=failure,
+        frames=[],
+        engine_uuid="",
+        function=None,
+        data=b"",
+        request_frames=[],
+        output=None,
+        nbytes=RECORD_BYTES,
+        why_no_request="it was refused, so its arguments were not kept",
+    )
+    core.finished.add(out, record)
 
 
 def make_failure(seq: int, engine_id: int, error: str, text: str) -> m.Result:

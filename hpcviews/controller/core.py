@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hpcviews.controller.deadlines import Deadlines
 from hpcviews.controller.deliveries import Deliveries
 from hpcviews.controller.dependencies import Dependencies
+from hpcviews.controller.finished import Finished
 from hpcviews.controller.functions import FunctionTable
 from hpcviews.controller.outcomes import Outcomes
 from hpcviews.controller.scheduler import Scheduler
@@ -78,6 +79,7 @@ class Core:
     deadlines: Deadlines = field(default_factory=Deadlines)
     outcomes: Outcomes = field(default_factory=Outcomes)
     deliveries: Deliveries = field(default_factory=Deliveries)
+    finished: Finished = field(default_factory=Finished)
     next_engine_id: int = 0
     next_key: int = 0
     stopping: str = ""
@@ -179,6 +181,13 @@ class Core:
         self.dependencies.check(unfinished)
         self.deadlines.check(unfinished)
         self.outcomes.check()
+        self.finished.check()
+        follows = [(client, seq, work) for client in self.clients.values() for seq, work in client.following.items()]
+        for client, seq, followed in follows:
+            assert seq not in client.works
+            assert followed is None or (client, seq) in (followed.followers or ()), "a follower will not be told"
+        followers = sum(len(work.followers or ()) for work in unfinished)
+        assert followers == sum(followed is not None for _, _, followed in follows), "told, and does not follow"
         for work in unfinished:
             if work.function:
                 uses[work.function] = uses.get(work.function, 0) + 1

@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hpcviews.controller import endings, members, requests, sharing, tasks
+from hpcviews.controller import endings, inquiries, members, requests, sharing, tasks
 from hpcviews.controller.core import Core
-from hpcviews.controller.events import SetEvent, SetExited, SetNotStarted, SetStarted, StopRequested
+from hpcviews.controller.events import (
+    ArchiveFailed,
+    ArchiveWrote,
+    Event,
+    SetExited,
+    SetNotStarted,
+    SetStarted,
+    StopRequested,
+)
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import Client, Engine, Frames, Route
 from hpcviews.errors import ProtocolError
@@ -71,8 +79,8 @@ def on_disconnect(core: Core, out: Outbox, route: Route, why: str) -> None:
     tasks.settle(core, out)
 
 
-def on_set_event(core: Core, out: Outbox, event: SetEvent) -> None:
-    """Something happened to the processes of an engine set."""
+def on_event(core: Core, out: Outbox, event: Event) -> None:
+    """Something happened that no peer said: to the processes of an engine set, in the archive, to the owner."""
     if isinstance(event, SetStarted):
         members.on_set_started(core, out, event)
     elif isinstance(event, SetNotStarted):
@@ -81,6 +89,12 @@ def on_set_event(core: Core, out: Outbox, event: SetEvent) -> None:
         members.on_set_exited(core, out, event)
     elif isinstance(event, StopRequested):
         members.on_stop(core, out, event.why)
+    elif isinstance(event, ArchiveWrote):
+        core.finished.on_kept(event.nbytes, event.dropped)
+    elif isinstance(event, ArchiveFailed):
+        core.finished.on_archive_failed()
+    else:
+        core.finished.on_answer(core, out, event)
     tasks.settle(core, out)
 
 
@@ -166,6 +180,11 @@ _FROM_CLIENT: dict[type[m.Message], Callable[..., Any]] = {
     m.SignalEngines: endings.on_signal_engines,
     m.InterruptRequests: endings.on_interrupt_requests,
     m.EndEngines: endings.on_end_engines,
+    m.Follow: inquiries.on_follow,
+    m.Resubmit: inquiries.on_resubmit,
+    m.Purge: inquiries.on_purge,
+    m.RecordQuery: inquiries.on_record_query,
+    m.QueueQuery: inquiries.on_queue_query,
     m.StatusQuery: _on_status_query,
     m.StopCluster: _on_stop_cluster,
     m.ClientLeave: _on_client_leave,

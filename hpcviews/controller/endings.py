@@ -48,10 +48,7 @@ def on_interrupt_requests(
 ) -> None:
     """Interrupt requests where they run, and withdraw them where they do not; none of them is tried again."""
     handed_out = []
-    for seq in message.seqs:
-        work = client.works.get(seq)
-        if work is None:
-            continue
+    for work in requests.find_works(core, client, message.seqs):
         work.is_aborting = True
         if work.phase in (WorkPhase.WAITING, WorkPhase.QUEUED):
             answers.fail(core, out, work, "TaskAborted", "withdrawn before it started")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from hpcviews.ids import EngineId, SetId
+from hpcviews.ids import EngineId, Session, SetId
+
+if TYPE_CHECKING:
+    from hpcviews.controller.finished import Record
+    from hpcviews.controller.record_query import RecordFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,34 @@ class StopRequested:
     why: str
 
 
-SetEvent = SetStarted | SetNotStarted | SetExited | StopRequested
+@dataclass(frozen=True, slots=True)
+class ArchiveWrote:
+    """The archive has done with records that it was handed by KeepRecords."""
+
+    nbytes: int
+    """What they counted."""
+    dropped: int
+    """How many of them it could not keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFailed:
+    """The archive cannot write any more. It still answers, and reads what it has."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveAnswer:
+    """What the archive found for a question; [] also if it could not look."""
+
+    question: int
+    found: list[Any]
+    """FindRecords: `Record`s. QueryRecords: rows (record_rows.py), more than the limit if there are. ForgetRecords:
+    nothing."""
+
+
+Event = SetStarted | SetNotStarted | SetExited | StopRequested | ArchiveWrote | ArchiveFailed | ArchiveAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +109,57 @@ class StartEngines:
     ids: tuple[EngineId, ...]
 
 
-Order = EndSets | KillEngines | StartEngines
+@dataclass(frozen=True, slots=True)
+class KeepRecords:
+    """Archive these. Answered with ArchiveWrote, once, or ArchiveFailed before it."""
+
+    records: tuple[Record, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FindRecords:
+    """Read these from the archive. Answered with ArchiveAnswer."""
+
+    question: int
+    keys: tuple[tuple[Session, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRecords:
+    """Find the rows that match in the archive. Answered with ArchiveAnswer."""
+
+    question: int
+    wanted: RecordFilter
+    limit: int
+    """More than so many are of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRecords:
+    """Remove these from the archive, or all (None), and those that ran on these engines.
+
+    Answered with ArchiveAnswer.
+    """
+
+    question: int
+    keys: tuple[tuple[Session, int], ...] | None
+    engines: frozenset[EngineId]
+
+
+ProcessOrder = EndSets | KillEngines | StartEngines
+ArchiveOrder = KeepRecords | FindRecords | QueryRecords | ForgetRecords
+Order = ProcessOrder | ArchiveOrder
 
 
 class Post(Protocol):
     """Hands an event to the core; only from the controller's thread."""
 
-    def __call__(self, event: SetEvent) -> None: ...
+    def __call__(self, event: Event) -> None: ...
 
 
 class Service(Protocol):
-    """Something that lives in the controller's thread beside the core: the processes of the engine sets."""
+    """Something that lives in the controller's thread beside the core: the processes of engine sets, the archive."""
 
     def attach(self, post: Post) -> None:
         """Called once, before the loop runs."""
@@ -103,4 +174,4 @@ class Service(Protocol):
         """Do what is due; say in how many seconds to be called again at the latest, None for not at all."""
 
     def on_order(self, order: Order, now: float) -> None:
-        """The core wants something. It may post events at once."""
+        """The core wants something, of this service or of another one. It may post events at once."""

@@ -26,6 +26,9 @@ class Entry:
     """Unfinished requests that name it."""
     engines: set[Engine] = field(default_factory=set)
     """Engines that have it."""
+    records: int = 0
+    """Records of finished requests that keep it, in memory."""
+    nbytes: int = 0
 
 
 class FunctionTable:
@@ -39,7 +42,8 @@ class FunctionTable:
         digest = Digest(message.digest)
         entry = self.entries.get(digest)
         if entry is None:
-            entry = self.entries[digest] = Entry(message, frames)
+            nbytes = len(message.data) + sum(len(frame) for frame in frames)
+            entry = self.entries[digest] = Entry(message, frames, nbytes=nbytes)
         entry.holders.add(client)
 
     def forget(self, out: Outbox, client: Client, digest: Digest) -> None:
@@ -64,12 +68,17 @@ class FunctionTable:
         entry.uses += 1
         return True
 
-    def unuse(self, out: Outbox, digest: Digest) -> None:
-        """That request ended."""
+    def use_again(self, entry: Entry) -> None:
+        """A request names what an earlier one named; it may have been forgotten here."""
+        self.entries.setdefault(Digest(entry.message.digest), entry).uses += 1
+
+    def unuse(self, out: Outbox, digest: Digest) -> Entry:
+        """That request ended. Returns the function, for its record."""
         entry = self.entries[digest]
         entry.uses -= 1
         if not entry.uses:
             self._drop_if_unused(out, digest, entry)
+        return entry
 
     def provide(self, out: Outbox, engine: Engine, digest: Digest) -> None:
         """Send it to an engine that does not have it, ahead of the request that names it."""
@@ -94,3 +103,4 @@ class FunctionTable:
         for engine in sorted(entry.engines, key=lambda e: e.id):
             engine.functions.discard(digest)
             out.send(engine.route, m.ForgetFunction(digest))
+        entry.engines.clear()  # a record may bring it back

@@ -19,7 +19,7 @@ import zmq
 from hpcviews import environment
 from hpcviews.controller import dispatch
 from hpcviews.controller.core import Core
-from hpcviews.controller.events import Order, Service, SetEvent
+from hpcviews.controller.events import Event, Order, Service
 from hpcviews.controller.gate import Gate, Keys
 from hpcviews.controller.sharing import Unshared
 from hpcviews.controller.state import Frames, Route
@@ -27,7 +27,7 @@ from hpcviews.errors import HpcviewsError, ProtocolError
 from hpcviews.wire import messages as m
 from hpcviews.wire.codec import controller_decoder, encode
 from hpcviews.wire.room import Room
-from hpcviews.wire.shared import map_handles
+from hpcviews.wire.shared import is_handle, map_handles
 from hpcviews.wire.sockets import read_event, set_common_options
 
 log = logging.getLogger("hpcviews.controller.loop")
@@ -154,6 +154,10 @@ class ControllerLoop:
         if frames:
             box[1].extend(_materialize(frame) if isinstance(frame, Unshared) else frame for frame in frames)
 
+    def hold(self, frames: Frames) -> Frames:
+        """Map what is in shared memory."""
+        return [_materialize(Unshared(frame)) if is_handle(frame) else frame for frame in frames]
+
     def order(self, order: Order) -> None:
         """Hand an order to the services."""
         self._services_changed = True
@@ -176,9 +180,9 @@ class ControllerLoop:
 
     # ------------------------------------------------------------ the loop
 
-    def post(self, event: SetEvent) -> None:
+    def post(self, event: Event) -> None:
         """Hand an event to the core; for services, in this thread."""
-        dispatch.on_set_event(self._core, self, event)
+        dispatch.on_event(self._core, self, event)
 
     def run(self, room: Room | None = None) -> None:
         """Serve until the core has finished. Closes everything at the end, whatever happens.

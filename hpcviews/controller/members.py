@@ -41,19 +41,19 @@ def on_client_hello(core: Core, out: Outbox, route: Route, hello: m.ClientHello)
 
 
 def on_client_leave(core: Core, out: Outbox, client: Client) -> None:
-    """A client closes; what it has asked for runs, and the results are dropped."""
+    """A client closes; what it has asked for runs, and the results are kept."""
     log.info("client %s: left, %d requests go on", client.session, len(client.works))
-    _forget_client(core, out, client, keep_running=True)
+    _forget_client(core, out, client)
 
 
 def on_client_lost(core: Core, out: Outbox, client: Client) -> None:
     """A client's connection is gone without a word."""
-    log.info("client %s: lost, %d unfinished requests dropped", client.session, len(client.works))
-    _forget_client(core, out, client, keep_running=False)
+    log.info("client %s: lost, %d requests go on", client.session, len(client.works))
+    _forget_client(core, out, client)
 
 
-def _forget_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> None:
-    requests.drop_client(core, out, client, keep_running)
+def _forget_client(core: Core, out: Outbox, client: Client) -> None:
+    requests.drop_client(client)
     endings.forget_client(core, client)
     core.functions.forget_all_of(out, client)
     sharing.on_client_gone(core, out, client)

@@ -15,8 +15,15 @@ class Outbox(Protocol):
     def send(self, route: Route, message: Message, frames: Frames | None = None) -> None:
         """Send to a peer; `frames` are forwarded uncopied."""
 
+    def hold(self, frames: Frames) -> Frames:
+        """Payload frames that outlive their sender's interest: what is in shared memory here, mapped.
+
+        The one effect that is at once: the sender is told that nobody wants it in the same step. A handle that cannot
+        be mapped stays a handle.
+        """
+
     def order(self, order: Order) -> None:
-        """Have processes of engine sets ended, killed or started."""
+        """Have processes of engine sets ended, killed or started; or records archived, found or forgotten."""
 
     def clear_segments(self, party: str) -> None:
         """Remove the segments of a party of the controller's own room, which is gone."""

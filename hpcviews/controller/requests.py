@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from hpcviews.controller import answers, sharing, tasks
 from hpcviews.controller.core import Core
+from hpcviews.controller.kept_output import KeptOutput
 from hpcviews.controller.outbox import Outbox
-from hpcviews.controller.state import Client, Engine, Frames, Work, WorkPhase
+from hpcviews.controller.state import Client, Engine, Frames, Route, Work, WorkPhase
 from hpcviews.errors import ProtocolError
-from hpcviews.ids import Digest, EngineId, RunKey
+from hpcviews.ids import Digest, EngineId, RunKey, parse_msg_id
 from hpcviews.wire import messages as m
 
 SEQ_MAX = 2**62
@@ -24,33 +27,34 @@ TIMEOUT_MAX_S = 1e9
 
 def on_request(core: Core, out: Outbox, client: Client, message: m.Request, frames: Frames, now: float) -> None:
     """Queue a request on all its engines, in one step: two clients' requests have the same order on every engine."""
-    _check_numbers(client, message.seq, len(message.targets))
+    check_numbers(client, message.seq, len(message.targets))
+    share = len(message.targets)
     digest = Digest(message.function)
     for offset, target in enumerate(message.targets):
         seq = message.seq + offset
         engine = core.engines.get(EngineId(target))
         if engine is None:
-            answers.refuse(core, out, client, seq, target)
+            answers.refuse(core, out, client, message, seq, target, now)
             continue
         if digest and not core.functions.use(digest):
-            answers.refuse_unknown_function(core, out, client, seq)
+            answers.refuse_unknown_function(core, out, client, message, seq, now)
             continue
         work = Work(client, seq, message.op, digest, message.data, frames, False, None, 0, message.label, now)
-        work.may_share = message.may_share
+        work.may_share, work.share = message.may_share, share
         core.add_work(work)
         hand_out(core, out, work, engine, now)
 
 
 def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Frames, now: float) -> None:
     """Queue a task for the scheduler."""
-    _check_numbers(client, message.seq, 1)
+    check_numbers(client, message.seq, 1)
     conditions = message.conditions
     # Written so that NaN is refused too: the heap of deadlines would lose its order.
     if conditions is not None and not 0.0 <= conditions.timeout_s <= TIMEOUT_MAX_S:
         raise ProtocolError(f"a timeout of {conditions.timeout_s} s")
     digest = Digest(message.function)
     if digest and not core.functions.use(digest):
-        answers.refuse_unknown_function(core, out, client, message.seq)
+        answers.refuse_unknown_function(core, out, client, message, message.seq, now)
         return
     targets = None if message.targets is None else frozenset(map(EngineId, message.targets))
     work = Work(
@@ -67,13 +71,8 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
         now,
         may_share=message.may_share,
     )
-    if core.stopping:
-        core.add_work(work)
-        text = f"the cluster is stopping: {core.stopping}"
-        answers.end(core, out, work, answers.make_failure(work.seq, -1, "TaskAborted", text))
-    elif conditions is None:
-        core.add_work(work)
-        tasks.queue(core, out, work)
+    if conditions is None or core.stopping:
+        tasks.submit(core, out, work)
     else:
         tasks.join(core, out, work, conditions, now)
 
@@ -81,16 +80,42 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
 def on_abort(core: Core, out: Outbox, client: Client, message: m.Abort, frames: Frames, now: float) -> None:
     """End requests that have not started; what an engine holds is asked back first."""
     handed_out: list[Work] = []
-    for seq in message.seqs:
-        work = client.works.get(seq)
-        if work is None:
+    engines = None if message.engines is None else frozenset(map(EngineId, message.engines))
+    for work in find_works(core, client, message.seqs, message.msg_ids):
+        if engines is not None and (work.engine is None or work.engine.id not in engines):
             continue
+        if work.phase is WorkPhase.ENDED:
+            continue  # named twice
         work.is_aborting = True
         if work.phase in (WorkPhase.WAITING, WorkPhase.QUEUED):
             answers.fail(core, out, work, "TaskAborted", "withdrawn before it started")
         elif work.phase is WorkPhase.SENT:
             handed_out.append(work)
     recall(out, handed_out)
+    if message.seq is not None:
+        out.send(client.route, m.Acknowledged(message.seq))
+
+
+def find_works(core: Core, client: Client, seqs: Iterable[int], msg_ids: Iterable[str] = ()) -> list[Work]:
+    """Unfinished requests, each once: by a client's numbers, also of those of others that it follows, or by msg_id.
+
+    Raises:
+        ProtocolError: One of the msg_ids cannot be.
+    """
+    found: dict[Work, None] = {}
+    for seq in seqs:
+        work = client.works.get(seq) or client.following.get(seq)
+        if work is not None:
+            found[work] = None
+    for msg_id in msg_ids:
+        try:
+            session, number = parse_msg_id(msg_id)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from None
+        work = core.find_work(session, number)
+        if work is not None:
+            found[work] = None
+    return list(found)
 
 
 # ---------------------------------------------------------------- from engines
@@ -135,8 +160,12 @@ def on_run_output(core: Core, out: Outbox, engine: Engine, message: m.RunOutput,
     work = engine.in_flight.get(RunKey(message.key))
     if work is None:
         core.late_replies += 1
-    elif work.client.is_listening:
-        out.send(work.client.route, m.Output(work.seq, engine.id, message.stream, message.text))
+        return
+    if work.output is None:
+        work.output = KeptOutput()
+    work.output.add(message.stream, message.text)
+    for route, seq in _iterate_listeners(work):
+        out.send(route, m.Output(seq, engine.id, message.stream, message.text))
 
 
 def on_run_published(
@@ -146,9 +175,18 @@ def on_run_published(
     work = engine.in_flight.get(RunKey(message.key))
     if work is None:
         core.late_replies += 1
-    elif work.client.is_listening:
-        published = m.Published(message.data, message.frames, work.seq, engine.id, message.kind)
-        out.send(work.client.route, published, frames)
+        return
+    for route, seq in _iterate_listeners(work):
+        published = m.Published(message.data, message.frames, seq, engine.id, message.kind)
+        out.send(route, published, frames)
+
+
+def _iterate_listeners(work: Work) -> Iterator[tuple[Route, int]]:
+    """Who is to be told what a running request shows, and under which number."""
+    if work.client.is_listening:
+        yield work.client.route, work.seq
+    for client, seq in work.followers or ():
+        yield client.route, seq
 
 
 def on_withdrawn(core: Core, out: Outbox, engine: Engine, message: m.Withdrawn, frames: Frames, now: float) -> None:
@@ -220,21 +258,19 @@ def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
     return requeued
 
 
-def drop_client(core: Core, out: Outbox, client: Client, keep_running: bool) -> None:
-    """A client is gone. Unless it left politely, what it queued is dropped and what has not started is asked back."""
+def drop_client(client: Client) -> None:
+    """A client is gone. What it asked for goes on, and the results are kept for whoever asks for them."""
     client.is_listening = False
-    handed_out: list[Work] = []
-    for work in [] if keep_running else list(client.works.values()):
-        work.is_aborting = True
-        if work.phase in (WorkPhase.WAITING, WorkPhase.QUEUED):
-            answers.fail(core, out, work, "TaskAborted", "its client is gone")
-        elif work.phase is WorkPhase.SENT:
-            handed_out.append(work)
-    recall(out, handed_out)
+    for work in client.following.values():
+        if work is not None and work.followers is not None:
+            work.followers = [follower for follower in work.followers if follower[0] is not client] or None
+    client.following.clear()
 
 
-def _check_numbers(client: Client, seq: int, count: int) -> None:
+def check_numbers(client: Client, seq: int, count: int) -> None:
+    """Raise ProtocolError unless a client may use these numbers for requests."""
     if not 0 <= seq <= SEQ_MAX - count:
         raise ProtocolError(f"{count} requests numbered from {seq}")
-    if not client.works.keys().isdisjoint(range(seq, seq + count)):
+    numbers = range(seq, seq + count)
+    if not client.works.keys().isdisjoint(numbers) or not client.following.keys().isdisjoint(numbers):
         raise ProtocolError(f"requests numbered from {seq}: a number is under way already")

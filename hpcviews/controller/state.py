@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpcviews.ids import Digest, EngineId, RunKey, Session, SetId
+from hpcviews.ids import Digest, EngineId, MsgId, RunKey, Session, SetId, render_msg_id
 from hpcviews.wire import messages as m
 
 if TYPE_CHECKING:
     from hpcviews.controller.attempts import Attempts
     from hpcviews.controller.gates import Dependents, Terms
+    from hpcviews.controller.kept_output import KeptOutput
 
 Frames = list[Any]
 """Payload frames (zmq.Frame), which the core hands on unread."""
@@ -106,6 +107,8 @@ class Client:
     pid: int
     works: dict[int, Work] = field(default_factory=dict)
     """What it waits for, by seq."""
+    following: dict[int, Work | None] = field(default_factory=dict)
+    """Requests of others whose results it is to get under numbers of its own; None while the archive is asked."""
     is_listening: bool = True
     """False once its connection is gone: results of it have nowhere to go."""
     room: str = ""
@@ -251,6 +254,17 @@ class Work:
     """What became of earlier attempts; None at the first."""
     barred: frozenset[EngineId] | None = None
     """Engines that it must not go to now: they refused it, or failed it while others have not tried it."""
+    share: int = 1
+    """How many requests have this payload in common."""
+    output: KeptOutput | None = None
+    """What it has written, when it has."""
+    followers: list[tuple[Client, int]] | None = None
+    """Who is to get its result beside its client, and under which number."""
+
+    @property
+    def msg_id(self) -> MsgId:
+        """What users call it."""
+        return render_msg_id(self.client.session, self.seq)
 
     @property
     def is_waiting(self) -> bool:

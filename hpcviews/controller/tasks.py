@@ -76,6 +76,16 @@ def settle(core: Core, out: Outbox) -> None:
 # ---------------------------------------------------------------- waiting for an engine
 
 
+def submit(core: Core, out: Outbox, work: Work) -> None:
+    """A new task that waits for an engine alone."""
+    core.add_work(work)
+    if core.stopping:
+        text = f"the cluster is stopping: {core.stopping}"
+        answers.end(core, out, work, answers.make_failure(work.seq, -1, "TaskAborted", text))
+    else:
+        queue(core, out, work)
+
+
 def queue(core: Core, out: Outbox, work: Work) -> None:
     """A task waits for an engine, unless none can come."""
     if (not core.engines or work.targets is not None) and (

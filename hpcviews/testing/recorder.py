@@ -12,6 +12,10 @@ from hpcviews.controller.events import Order
 from hpcviews.controller.state import Frames, Route
 from hpcviews.wire import messages as m
 from hpcviews.wire.codec import client_decoder, encode, engine_decoder
+from hpcviews.wire.shared import is_handle
+
+HELD_BYTES = 4096
+"""What is behind every handle here."""
 
 M = TypeVar("M", bound=m.Message)
 
@@ -22,6 +26,8 @@ class RecorderOutbox:
     def __init__(self) -> None:
         self.inboxes: dict[Route, list[tuple[m.Message, Frames]]] = {}
         self.orders: list[Order] = []
+        self.held = 0
+        """Handles that were mapped."""
         self.cleared: list[str] = []
         """Parties whose segments were to be removed."""
         self.wants_scheduling = False
@@ -42,6 +48,11 @@ class RecorderOutbox:
     def order(self, order: Order) -> None:
         """Record."""
         self.orders.append(order)
+
+    def hold(self, frames: Frames) -> Frames:
+        """Stand for the bytes behind handles."""
+        self.held += sum(map(is_handle, frames))
+        return [bytes(HELD_BYTES) if is_handle(frame) else frame for frame in frames]
 
     def clear_segments(self, party: str) -> None:
         """Record."""

@@ -141,7 +141,7 @@ class Simulation:
         self._capacity: list[tuple[float, float]] = []
         """Changes of the sum of all speeds: when, and by how much."""
         size = set_size or n
-        dispatch.on_set_event(self.core, self._out, SetStarted(SetId(0), "simulated", size, False, ""))
+        dispatch.on_event(self.core, self._out, SetStarted(SetId(0), "simulated", size, False, ""))
         self._tell(self._client, m.ClientHello(VERSION, PYTHON, "c" * 16, "nowhere", 2))
         for index in range(n):
             self.join(speeds[index] if index < len(speeds) else 1.0)

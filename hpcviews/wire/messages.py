@@ -358,6 +358,13 @@ class Abort(Message, tag="abort", array_like=True, frozen=True, gc=False):
     """C→K: end these requests with TaskAborted if they have not started."""
 
     seqs: list[int]
+    """Of this client; also numbers under which it follows requests of others."""
+    msg_ids: list[str] = []
+    """Of any client."""
+    engines: list[int] | None = None
+    """Only those that these engines hold; None: wherever they are."""
+    seq: int | None = None
+    """Acknowledge under this number that it is being done; None: do not."""
 
 
 class Withdraw(Message, tag="w", array_like=True, frozen=True, gc=False):

@@ -52,11 +52,11 @@ class World:
         self.settle()
 
     def start_set(self, n: int, set_id: int = 0) -> None:
-        dispatch.on_set_event(self.core, self.out, SetStarted(SetId(set_id), "local", n, False, "set.log"))
+        dispatch.on_event(self.core, self.out, SetStarted(SetId(set_id), "local", n, False, "set.log"))
         self.settle()
 
     def end_set(self, set_id: int = 0, why: str = "exit code 1", error: str = "NoShow") -> None:
-        dispatch.on_set_event(self.core, self.out, SetExited(SetId(set_id), why, error))
+        dispatch.on_event(self.core, self.out, SetExited(SetId(set_id), why, error))
         self.settle()
 
     def add_client(self, name: str = "A") -> Route:

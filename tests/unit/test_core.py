@@ -73,7 +73,7 @@ def test_engines_that_end_with_the_cluster_are_not_called_killed(world: World) -
     (engine,) = world.add_engines(1)
     client = world.add_client()
     world.say(client, request(0, [0]))
-    dispatch.on_set_event(world.core, world.out, StopRequested("its owner is gone"))
+    dispatch.on_event(world.core, world.out, StopRequested("its owner is gone"))
     world.disconnect(engine, "was killed")
     failed = next(message for message, _ in world.out.inboxes[client] if isinstance(message, m.Result))
     assert failed.error is not None and "engine 0 ended with the cluster" in failed.error.evalue
@@ -193,38 +193,15 @@ def test_request_with_a_function_that_was_not_sent_is_refused(world: World) -> N
         assert error is not None and error.ename == "ProtocolError"
 
 
-def test_client_that_vanishes_takes_its_waiting_tasks_along(world: World) -> None:
-    (engine,) = world.add_engines(1)
-    client, other = world.add_client("A"), world.add_client("B")
-    world.say(client, *[task(i) for i in range(5)])
-    world.say(other, task(0))
-    (key,) = get_keys(world, engine)
-    world.disconnect(client)
-    assert world.out.take(engine, m.Withdraw).keys == [key]
-    world.say(engine, m.Withdrawn([], [key]), done(key))
-    (next_key,) = get_keys(world, engine)
-    world.say(engine, done(next_key))
-    assert world.out.take(other, m.Result).seq == 0
-    assert world.core.scheduler.waiting == 0
-    world.out.assert_empty()
-
-
-def test_what_an_engine_gives_back_for_a_vanished_client_is_not_run_again(world: World) -> None:
-    (engine,) = world.add_engines(1)
-    client = world.add_client()
-    world.say(client, task(0))
-    (key,) = get_keys(world, engine)
-    world.disconnect(client)
-    world.out.take(engine, m.Withdraw)
-    world.say(engine, m.Withdrawn([key], []))
-    assert not world.out.take_all(engine)
-
-
-def test_client_that_leaves_politely_has_its_tasks_run(world: World) -> None:
+@pytest.mark.parametrize("how", ["it leaves", "it is killed"])
+def test_client_that_is_gone_has_its_tasks_run(world: World, how: str) -> None:
     (engine,) = world.add_engines(1)
     client = world.add_client()
     world.say(client, task(0), task(1))
-    world.say(client, m.ClientLeave())
+    if how == "it leaves":
+        world.say(client, m.ClientLeave())
+    else:
+        world.disconnect(client)
     ran = 0
     while keys := get_keys(world, engine):
         for key in keys:
@@ -318,7 +295,7 @@ def test_stop_ends_engines_then_processes_then_the_controller(world: World) -> N
 
 
 def test_stop_without_engines_finishes_at_once(world: World) -> None:
-    dispatch.on_set_event(world.core, world.out, StopRequested("its owner is gone"))
+    dispatch.on_event(world.core, world.out, StopRequested("its owner is gone"))
     assert world.out.is_finished
 
 
@@ -454,7 +431,7 @@ def test_tasks_of_a_client_that_has_left_are_tried_again_when_their_engine_is_lo
     world.say(second, done(key))
 
 
-def test_recalled_task_of_a_client_that_was_killed_does_not_run(world: World) -> None:
+def test_recalled_task_of_a_client_that_was_killed_runs(world: World) -> None:
     first, second = world.add_engines(2)
     client = world.add_client()
     for seq in range(0, 8, 2):
@@ -468,8 +445,7 @@ def test_recalled_task_of_a_client_that_was_killed_does_not_run(world: World) ->
     recalled = world.out.take(first, m.Withdraw).keys
     world.disconnect(client)
     world.say(first, m.Withdrawn(recalled, []))
-    assert not get_keys(world, second)
-    assert not world.core.scheduler.waiting
+    assert get_keys(world, second)
 
 
 def test_missing_engines_are_explained_in_few_words_whatever_the_size(world: World) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hpcviews.cluster import engine_sets as es
 from hpcviews.cluster.plugins import get_launcher
 from hpcviews.cluster.spec import Allocation, Command, Detection, EngineOrder, Host, ProbeOutput
-from hpcviews.controller.events import EndSets, SetEvent, SetExited, SetStarted
+from hpcviews.controller.events import EndSets, Event, SetExited, SetStarted
 from hpcviews.errors import LaunchError, UsageError
 from hpcviews.ids import SetId
 
@@ -76,7 +76,7 @@ class World:
         self.trees: list[FakeTree] = []
         self.environments: list[Mapping[str, str]] = []
         self.argvs: list[tuple[str, ...]] = []
-        self.events: list[SetEvent] = []
+        self.events: list[Event] = []
         self.now = 100.0
         self.wait: float | None = None
         self.logs = directory / "logs"

@@ -11,14 +11,14 @@ import pytest
 from hpcviews import errors
 from hpcviews.cluster.handshake import LINE_BYTES_MAX, Readiness, send_readiness, wait_readiness
 from hpcviews.cluster.lifeline import Lifeline, OwnerWatch, SignalWatch
-from hpcviews.controller.events import SetEvent, StopRequested
+from hpcviews.controller.events import Event, StopRequested
 
 
 class Harness:
     """A lifeline whose both ends are here."""
 
     def __init__(self) -> None:
-        self.events: list[SetEvent] = []
+        self.events: list[Event] = []
         self.lifeline = Lifeline()
         self.watch = OwnerWatch(os.dup(self.lifeline.far_fd))
         self.lifeline.hand_over()
@@ -77,7 +77,7 @@ def restored_signals() -> Iterator[None]:
 
 
 def test_sigterm_stops_the_cluster_and_sighup_does_not(restored_signals: None) -> None:
-    events: list[SetEvent] = []
+    events: list[Event] = []
     watch = SignalWatch()
     watch.attach(events.append)
     (fd,) = watch.fds()
