@@ -14,17 +14,19 @@ from typing import Any, NoReturn
 from traitlets import Bool, HasTraits
 
 import hpcviews
+from hpcviews.client import asking
 from hpcviews.client.balanced_view import LoadBalancedView
 from hpcviews.client.broadcast_view import BroadcastView
+from hpcviews.client.call import Call
 from hpcviews.client.connection import Connection
 from hpcviews.client.direct_view import DirectView
 from hpcviews.client.engine_control import EngineControl
 from hpcviews.client.executor import ViewExecutor
 from hpcviews.client.history import History
+from hpcviews.client.live_mapping import LiveMapping, read_outcome
 from hpcviews.client.progress import SHOWN_AFTER_S, showing
 from hpcviews.client.results import AsyncResult
 from hpcviews.client.screen import find_shell
-from hpcviews.client.slots import withdraw
 from hpcviews.ids import EngineId, MsgId, Session, parse_msg_id
 from hpcviews.records import find_access
 from hpcviews.wire import messages as m
@@ -242,25 +244,137 @@ class Client(EngineControl, HasTraits):
                     future.add_done_callback(lambda _: notify())
             self._wait_for(futures, self.history, timeout)
 
-    def abort(self, jobs: Any = None) -> None:
+    def abort(self, jobs: Any = None, targets: Any = None, block: bool | None = None) -> None:
         """Withdraw requests that have not started; they end with TaskAborted.
 
         Args:
-            jobs: None: everything outstanding; or as for `wait`.
+            jobs: None: everything of this client that is outstanding. Or AsyncResults, msg_ids (of other clients too),
+                positions in `history`, or a list of those.
+            targets: Only what these engines hold; None: wherever it is.
+            block: Return when the controller has begun with it; None: as the flag. What runs goes on in any case.
         """
         if jobs is None:
             jobs = self._get_outstanding_calls()
-        self._abort(jobs, self.history)
+        asking.abort(self, jobs, self.history, targets, block)
 
-    def get_result(self, index_or_msg_id: Any = None) -> AsyncResult:
-        """The AsyncResult of an earlier call.
+    def get_result(self, indices_or_msg_ids: Any = None, block: bool | None = None, owner: bool = True) -> AsyncResult:
+        """The AsyncResult of earlier requests: of this client, of another one, or of an earlier life of this program.
+
+        Results that are not here are kept by the controller within bounds; running requests are waited for.
 
         Args:
-            index_or_msg_id: A position in `history` (None: the last), or a msg_id.
+            indices_or_msg_ids: A msg_id; a position in `history` (None: the last), which gives the whole call it
+                belongs to; or a list of those.
+            block: Wait for it, and raise its errors; None: as the flag.
+            owner: Has no effect; for programs written for ipyparallel.
         Raises:
-            KeyError: Its AsyncResult is gone: results live as long as somebody holds it.
+            TypeError: That names no requests.
         """
-        return self._find_result(-1 if index_or_msg_id is None else index_or_msg_id, self.history)
+        return asking.get_result(self, indices_or_msg_ids, self.history, block)
+
+    def resubmit(self, indices_or_msg_ids: Any = None, metadata: Any = None, block: bool | None = None) -> AsyncResult:
+        """Run earlier requests once more, of whatever client, as tasks of this one.
+
+        Args:
+            indices_or_msg_ids: As for `get_result`.
+            metadata: Has no effect; for programs written for ipyparallel.
+            block: Wait for the results; None: as the flag.
+        Returns:
+            Their AsyncResult. A request that is not known, or was too big to be kept, ends with NoSuchRequest.
+        """
+        return asking.resubmit(self, indices_or_msg_ids, self.history, block)
+
+    def result_status(self, msg_ids: Any, status_only: bool = True) -> dict[str, Any]:
+        """Which requests have ended: ``{"pending": […], "completed": […], "status": "ok"}``.
+
+        Args:
+            msg_ids: As for `get_result`.
+            status_only: Without the values; with False, each completed msg_id is a key for its value (or its error).
+        Raises:
+            KeyError: One of them is not known.
+        """
+        return asking.get_result_status(self, msg_ids, self.history, status_only)
+
+    def queue_status(self, targets: Any = "all", verbose: bool = False) -> dict[Any, Any]:
+        """What waits on engines: ``{id: {"queue": n, "completed": n, "tasks": n}, …, "unassigned": n}``.
+
+        `queue` counts requests for the engine, `tasks` tasks of load-balanced views that it holds, `unassigned` tasks
+        that wait for an engine or for other requests.
+
+        Args:
+            targets: Which engines; of an integer, the inner dict alone.
+            verbose: Lists of msg_ids instead of numbers.
+        """
+        return asking.get_queue_status(self, targets, verbose)
+
+    def purge_results(self, jobs: Any = (), targets: Any = ()) -> None:
+        """Have the controller forget records of requests that have ended, and forget their results here.
+
+        Args:
+            jobs: "all", or as for `get_result`.
+            targets: And those that ran on these engines.
+        Raises:
+            ValueError: Neither is given.
+            OutstandingRequests: Some have not ended; a RuntimeError too. Nothing was forgotten.
+        """
+        self.purge_local_results(jobs, targets)
+        self.purge_hub_results(jobs, targets)
+
+    def purge_hub_results(self, jobs: Any = (), targets: Any = ()) -> None:
+        """As `purge_results`, at the controller only."""
+        asking.purge(self, jobs, targets, self.history)
+
+    def purge_local_results(self, jobs: Any = (), targets: Any = ()) -> None:
+        """As `purge_results`, here only. Nothing is kept here beside what AsyncResults hold, so it only checks."""
+        asking.check_purge(self, jobs, targets, self.history)
+
+    def purge_everything(self) -> None:
+        """Have the controller forget everything that has ended, and begin a new `history`.
+
+        Raises:
+            OutstandingRequests: Something of this client has not ended. Nothing was forgotten.
+        """
+        self.purge_results("all")
+        self._interrupted.clear()
+        self.history.clear()
+
+    def hub_history(self) -> list[MsgId]:
+        """msg_ids of all requests that the controller knows, of all clients, in the order they were submitted."""
+        return [record["msg_id"] for record in self.db_query({}, ["msg_id"])]
+
+    def db_query(self, query: dict[str, Any], keys: list[str] | None = None) -> list[dict[str, Any]]:
+        """The records of requests, of all clients, finished or not, that match.
+
+        Args:
+            query: Field names and what they are to be: a value, or a dict of operators: ``$in $nin $eq $ne $gt $gte
+                $lt $lte $glob``, as in ``{"engine_id": {"$in": [0, 1]}, "started": {"$gt": then}}``. All must hold.
+            keys: Fields to give; None: all. msg_id is always given.
+        Raises:
+            UsageError: There is no such operator or field; the message lists them.
+        """
+        return asking.query_records(self, query, keys)
+
+    @property
+    def results(self) -> LiveMapping:
+        """Values by msg_id, of the requests that have ended and whose AsyncResults somebody holds."""
+        return LiveMapping(lambda: list(self._calls.values()), read_outcome)
+
+    @property
+    def metadata(self) -> LiveMapping:
+        """Metadata by msg_id, of the same."""
+        return LiveMapping(lambda: list(self._calls.values()), Call.make_metadata)
+
+    def spin(self) -> None:
+        """Nothing: results arrive by themselves. For programs written for IPython.parallel."""
+
+    def find_call(self, msg_id: str) -> AsyncResult | None:
+        """The call of this client that a request belongs to, if somebody holds it."""
+        session, seq = parse_msg_id(msg_id)
+        if session == self.session:
+            for call in list(self._calls.values()):
+                if call.first <= seq < call.first + len(call.slots):
+                    return call
+        return None
 
     def _get_outstanding_calls(self) -> list[AsyncResult]:
         waiting = self._connection.requests.get_outstanding_calls()
@@ -272,27 +386,17 @@ class Client(EngineControl, HasTraits):
     def _keep(self, call: AsyncResult) -> None:
         self._interrupted.append(call)
 
-    def _find_result(self, index_or_msg_id: Any, history: History) -> AsyncResult:
-        if isinstance(index_or_msg_id, bool | float) or not isinstance(index_or_msg_id, int | str):
-            raise TypeError(f"a msg_id or a position in the history is needed, not {index_or_msg_id!r}")
-        msg_id = history[index_or_msg_id] if isinstance(index_or_msg_id, int) else index_or_msg_id
-        session, seq = parse_msg_id(msg_id)
-        if session == self.session:
-            for call in list(self._calls.values()):
-                if call.first <= seq < call.first + len(call.slots):
-                    return call
-        raise KeyError(
-            f"the result of {msg_id} is not here any more; results live as long as their AsyncResult, so keep it"
-        )
-
     def _iterate_futures(self, jobs: Any, history: History) -> Iterator[Future[Any]]:
         if isinstance(jobs, Future):
             yield jobs
         elif isinstance(jobs, int | str):
-            try:
-                yield self._find_result(jobs, history)
-            except KeyError:
-                pass  # nobody holds it and it is not outstanding, so it has ended
+            (msg_id,) = asking.render_msg_ids(jobs, history)
+            held = self.find_call(msg_id)
+            if held is not None:
+                yield held if isinstance(jobs, int) else held.pick(msg_id)
+            elif parse_msg_id(msg_id)[0] != self.session:
+                yield self.get_result(msg_id, block=False)
+            # Else it is ours, nobody holds it and it is not outstanding, so it has ended.
         elif isinstance(jobs, float) or not hasattr(jobs, "__iter__"):
             raise TypeError(f"jobs must be AsyncResults, msg_ids or positions in the history, not {jobs!r}")
         else:
@@ -305,14 +409,6 @@ class Client(EngineControl, HasTraits):
             self._connection.check_process()
         timeout_s = None if timeout is None or timeout < 0 else timeout
         return not wait_for_futures(futures, timeout_s).not_done
-
-    def _abort(self, jobs: Any, history: History) -> None:
-        withdraw(
-            request
-            for future in self._iterate_futures(jobs, history)
-            if isinstance(future, AsyncResult)
-            for request in future.slots.get_unfinished()
-        )
 
     # ------------------------------------------------------------ the cluster
 

@@ -44,6 +44,10 @@ class History(Sequence[MsgId]):
             return False
         return session == self._session and self.has_seq(seq)
 
+    def clear(self) -> None:
+        """Begin anew."""
+        self._ranges, self._starts, self._count = [], [], 0
+
     def __len__(self) -> int:
         return self._count
 

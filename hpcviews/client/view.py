@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from traitlets import Any as AnyTrait
 from traitlets import Instance
 
-from hpcviews.client import progress
+from hpcviews.client import asking, progress
 from hpcviews.client.bookkeeping import save_ids as save_ids
 from hpcviews.client.bookkeeping import spin_after as spin_after
 from hpcviews.client.bookkeeping import sync_results as sync_results
@@ -358,25 +358,41 @@ class View(EngineControl, HasFlags):
             jobs = self._get_results()
         return self.client._wait_for(jobs, self.history, timeout)
 
-    def abort(self, jobs: Any = None) -> None:
+    def abort(self, jobs: Any = None, targets: Any = None, block: bool | None = None) -> None:
         """Withdraw requests of this view that have not started; they end with TaskAborted.
 
         Args:
-            jobs: None: all of this view. Or as for `wait`.
+            jobs: None: all of this view. Or as for `Client.abort`, with positions in this view's `history`.
+            targets: Only what these engines hold; None: wherever it is.
+            block: Return when the controller has begun with it; None: as the view's flag.
         """
         if jobs is None:
             jobs = self._get_results()
-        self.client._abort(jobs, self.history)
+        asking.abort(self.client, jobs, self.history, targets, self.block if block is None else block)
 
-    def get_result(self, index_or_msg_id: Any = None) -> AsyncResult:
-        """The AsyncResult of an earlier call.
+    def get_result(self, indices_or_msg_ids: Any = None, block: bool | None = None, owner: bool = False) -> AsyncResult:
+        """The AsyncResult of earlier requests; as `Client.get_result`, with positions in this view's `history`."""
+        return asking.get_result(self.client, indices_or_msg_ids, self.history, self.block if block is None else block)
+
+    def queue_status(self, targets: Any = None, verbose: bool = False) -> dict[Any, Any]:
+        """What waits on the engines of this view; as `Client.queue_status`."""
+        return self.client.queue_status(self._get_own_targets(targets), verbose)
+
+    def purge_results(self, jobs: Any = (), targets: Any = ()) -> None:
+        """Have the controller forget records of requests that have ended; as `Client.purge_results`.
 
         Args:
-            index_or_msg_id: A position in `history` (None: the last), or a msg_id.
-        Raises:
-            KeyError: Its AsyncResult is gone: results live as long as somebody holds it.
+            jobs: "all", or requests as for `get_result`.
+            targets: And those that ran on these engines; "all": on those of this view.
         """
-        return self.client._find_result(-1 if index_or_msg_id is None else index_or_msg_id, self.history)
+        if isinstance(targets, str):
+            targets = self._get_own_targets(targets)
+        self.client.purge_results(asking.render_jobs(jobs, self.history), targets)
+
+    def _get_own_targets(self, targets: Any) -> Any:
+        if targets is None or (isinstance(targets, str) and targets.lower() == "all"):
+            return "all" if self.targets is None else self.targets
+        return targets
 
 
 def merge_trackers(payloads: list[Payload]) -> zmq.MessageTracker | None:
