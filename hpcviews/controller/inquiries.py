@@ -253,7 +253,7 @@ def on_record_query(
     def tell(core: Core, out: Outbox, found: list[dict[str, Any]]) -> None:
         if not client.is_listening:
             return
-        every = rows + found
+        every = found + rows  # where times are equal, the older ones first
         if len(every) > limit:
             refuse(f"more than {limit} records match; narrow the query, for instance by `submitted`")
             return
