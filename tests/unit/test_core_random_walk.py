@@ -1,7 +1,8 @@
 """Thousands of random events, all invariants checked after each; in the end every request has exactly one result.
 
 What tasks depend on is checked by a model that knows only results: no task runs before it may, or where it must not,
-and none is called impossible that is not.
+and none is called impossible that is not. Clients also ask for results of each other, which come from an archive that
+answers when it likes, and run requests of each other again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,18 @@ import msgspec
 import pytest
 from core_world import World, done
 
+from hpcviews.controller import dispatch
+from hpcviews.controller.events import (
+    ArchiveAnswer,
+    ArchiveWrote,
+    Event,
+    FindRecords,
+    ForgetRecords,
+    KeepRecords,
+    QueryRecords,
+)
+from hpcviews.controller.finished import Bounds, Finished, Key, Record
+from hpcviews.controller.record_rows import render_record
 from hpcviews.controller.state import Route
 from hpcviews.ids import parse_msg_id_run, render_msg_id_runs
 from hpcviews.wire import messages as m
@@ -50,6 +63,13 @@ class Walk:
         self.conditions: dict[str, m.Conditions] = {}
         self.refused: dict[str, set[int]] = {}
         self.running: dict[tuple[Route, int], str] = {}
+        self.plain: list[str] = []
+        """Those that the model of dependencies does not look at."""
+        self.followed: dict[Route, dict[int, str]] = {}
+        """Which requests clients follow, by their numbers for them."""
+        self.archive: dict[Key, Record] = {}
+        self.world.core.finished = Finished(Bounds(records_max=30, shipping_max=40_000))
+        self.world.core.finished.has_archive = self.world.core.finished.is_archiving = True
         self.world.out.on_send = self.on_send
         self.world.start_set(6)
         for index in range(3):
@@ -64,6 +84,9 @@ class Walk:
         elif isinstance(message, m.Result) and route in self.answered:
             counts = self.answered[route]
             counts[message.seq] = counts.get(message.seq, 0) + 1
+            if message.seq in self.followed[route]:
+                self.check_followed(self.followed[route][message.seq], message)
+                return
             name = f"{self.sessions[route]}-{message.seq}"
             self.ended[name] = (message.error is None, message.engine)
             if message.error is not None and message.error.ename == "ImpossibleDependency":
@@ -113,12 +136,21 @@ class Walk:
         # "met": their engines are gone, or are none of its targets.
         assert {"never", "unknown"} & {after, follow} or follow == "met", f"{name} was possible"
 
+    def check_followed(self, name: str, result: m.Result) -> None:
+        """What a follower is told is what the client was told."""
+        if result.error is not None and result.error.ename == "NoSuchRequest":
+            listening = {self.sessions[route] for route in self.asked}
+            assert name in self.ended or name.rsplit("-", 1)[0] not in listening, f"{name} has not ended"
+        elif name in self.ended:
+            assert self.ended[name] == (result.error is None, result.engine)
+
     # -------------------------------------------------------- moves
 
     def add_client(self) -> None:
         self.lives += 1
         route = f"c{self.lives}".encode()
         self.asked[route], self.answered[route] = set(), {}
+        self.followed[route] = {}
         self.sessions[route] = f"{self.lives:016x}"
         self.world.say(route, m.ClientHello("0.1.0", "3.11", self.sessions[route], "node", 1, *self.enter_room()))
 
@@ -155,6 +187,7 @@ class Walk:
                 # Its parts share a payload: "-" is the name of no task, so nothing is looked up for it.
                 message: m.Message = m.Request(b"-", len(frames), seq, targets, "apply", self.maybe_function(client))
                 seqs = range(seq, seq + len(targets))
+                self.plain += [f"{self.sessions[client]}-{s}" for s in seqs]
             else:
                 targets_or_any = self.random.choice([None, None, [self.random.randrange(7)], [0, 1, 2]])
                 name = f"{self.sessions[client]}-{seq}"
@@ -169,6 +202,54 @@ class Walk:
             self.asked[client].update(seqs)
             self.world.say(client, msgspec.structs.replace(message, may_share=True), frames=frames)
             self.names += [f"{self.sessions[client]}-{s}" for s in seqs]
+
+    def follow(self) -> None:
+        client = self.pick(self.asked)
+        if client is not None and self.names:
+            some = self.random.choices(self.names, k=3)
+            first = self.next_seq
+            self.next_seq += len(some)
+            self.followed[client].update(zip(range(first, self.next_seq), some, strict=True))
+            self.asked[client].update(range(first, self.next_seq))
+            self.world.say(client, m.Follow(first, some))
+
+    def resubmit(self) -> None:
+        client = self.pick(self.asked)
+        if client is not None and self.plain:
+            self.asked[client].add(self.next_seq)
+            self.world.say(client, m.Resubmit(self.next_seq, [self.random.choice(self.plain)]))
+            self.next_seq += 1
+
+    def purge(self) -> None:
+        client = self.pick(self.asked)
+        if client is not None and self.names:
+            self.world.say(client, m.Purge(0, self.random.choices(self.names, k=2), [self.random.randrange(4)]))
+
+    def ask(self) -> None:
+        client = self.pick(self.asked)
+        if client is not None:
+            self.world.say(client, m.RecordQuery(0, {}, None), m.QueueQuery(0, [], True))
+
+    def answer_for_archive(self) -> None:
+        orders = self.world.out.orders
+        for _ in range(self.random.randint(0, len(orders))):
+            order = orders.pop(0)
+            event: Event
+            if isinstance(order, KeepRecords):
+                kept = [record for record in order.records if self.random.random() < 0.8]
+                self.archive.update(((record.session, record.seq), record) for record in kept)
+                event = ArchiveWrote(order.nbytes, len(order.records) - len(kept))
+            elif isinstance(order, FindRecords):
+                event = ArchiveAnswer(order.question, [self.archive[key] for key in order.keys if key in self.archive])
+            elif isinstance(order, QueryRecords):
+                event = ArchiveAnswer(order.question, [render_record(record) for record in self.archive.values()])
+            else:
+                assert isinstance(order, ForgetRecords)
+                for key in order.keys or ():
+                    self.archive.pop(key, None)
+                event = ArchiveAnswer(order.question, [])
+            dispatch.on_event(self.world.core, self.world.out, event)
+            self.world.settle()
 
     def make_conditions(self, client: Route) -> m.Conditions | None:
         choose = self.random.choice
@@ -274,6 +355,13 @@ class Walk:
         moves = [self.submit] * 6 + [self.answer] * 10 + [self.answer_withdraw] * 6 + [self.wait] * 3
         moves += [
             self.abort,
+            self.follow,
+            self.follow,
+            self.resubmit,
+            self.purge,
+            self.ask,
+            self.answer_for_archive,
+            self.answer_for_archive,
             self.forget,
             self.kill_engine,
             self.add_engine,
@@ -291,6 +379,7 @@ class Walk:
                 break
             self.answer()
             self.answer_withdraw()
+            self.answer_for_archive()
             self.wait()
         for client, seqs in self.asked.items():
             assert self.answered[client].keys() == seqs, (
