@@ -29,6 +29,7 @@ from hpcviews.wire.access import write_access
 if TYPE_CHECKING:
     from hpcviews.cluster.engine_sets import EngineSets
     from hpcviews.controller.app import Controller
+    from hpcviews.controller.archive import Archive
 
 log = logging.getLogger("hpcviews.cluster.app")
 
@@ -117,6 +118,7 @@ class ControllerProcess:
         self._record = msgspec.structs.replace(record, pid=os.getpid(), pid_started=started)
         self._sets: EngineSets | None = None
         self._controller: Controller | None = None
+        self._archive: Archive | None = None
 
     def start(self, services: list[Service]) -> None:
         """Start the engines' starter, bind the sockets, and write the access files.
@@ -150,7 +152,10 @@ class ControllerProcess:
         import zmq
 
         from hpcviews.controller.app import Controller
+        from hpcviews.controller.archive import Archive
 
+        # On a disk of this node, never on a shared file system; and it goes with the cluster.
+        self._archive = Archive(private / "requests.sqlite")
         try:
             controller = Controller(
                 record.name,
@@ -158,6 +163,7 @@ class ControllerProcess:
                 ipc_path=str(private / "controller"),
                 tcp_addresses=addresses,
                 services=[*services, self._sets],
+                archive=self._archive,
             )
         except zmq.ZMQError as error:
             raise LaunchError(
@@ -181,6 +187,8 @@ class ControllerProcess:
         """Kill what is left, remove secrets and sockets, put the logs where those of ended clusters are."""
         if self._sets is not None:
             self._sets.close()
+        if self._archive is not None:
+            self._archive.close()
         try:
             records.retire(self._place, self._record)
         except OSError as error:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hpcviews.controller.archive import Archive
 from hpcviews.controller.core import Core, Identity
 from hpcviews.controller.events import Service
 from hpcviews.controller.gate import Keys, make_keys
@@ -34,6 +35,7 @@ class Controller:
         tcp_addresses: Sequence[str],
         port: int = 0,
         services: Sequence[Service] = (),
+        archive: Archive | None = None,
     ):
         self.cluster = cluster
         self.version = version
@@ -50,6 +52,9 @@ class Controller:
             started_monotonic=time.monotonic(),
         )
         self.core = Core(identity)
+        if archive is not None:
+            services = [*services, archive]
+            self.core.finished.has_archive = self.core.finished.is_archiving = True
         self.loop = ControllerLoop(self.core, self._keys, services)
         self.endpoints = self.loop.bind(ipc_path, tcp_addresses, port)
         self.core.identity = Identity(**{**identity.__dict__, "endpoints": tuple(self.endpoints)})

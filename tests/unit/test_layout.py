@@ -37,6 +37,7 @@ DOORS = {
     "mpi4py": {"engine/world.py"},
     "subprocess": {"cluster/processes.py"},
     "IPython": {"notebook/arguments.py", "notebook/magics.py"},
+    "sqlite3": {"controller/archive_file.py"},
     "joblib": {"bridges/joblib.py", "bridges/joblib_batch.py"},
 }
 
