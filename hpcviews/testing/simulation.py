@@ -73,6 +73,9 @@ class _Effects:
     def order(self, order: Order) -> None:
         pass  # there are no processes
 
+    def hold(self, frames: Frames) -> Frames:
+        return frames
+
     def clear_segments(self, party: str) -> None:
         pass  # nor any shared memory
 

@@ -84,6 +84,8 @@ class Walk:
         elif isinstance(message, m.Result) and route in self.answered:
             counts = self.answered[route]
             counts[message.seq] = counts.get(message.seq, 0) + 1
+            if message.frames:
+                self.to_map.setdefault(route, []).append(message.seq)
             if message.seq in self.followed[route]:
                 self.check_followed(self.followed[route][message.seq], message)
                 return
@@ -91,8 +93,6 @@ class Walk:
             self.ended[name] = (message.error is None, message.engine)
             if message.error is not None and message.error.ename == "ImpossibleDependency":
                 self.check_impossible(name)
-            if message.frames:
-                self.to_map.setdefault(route, []).append(message.seq)
         elif isinstance(message, m.Delivered) and route in self.lent:
             for key in message.keys:
                 assert key in self.lent[route], "given back twice"
@@ -141,6 +141,8 @@ class Walk:
         if result.error is not None and result.error.ename == "NoSuchRequest":
             listening = {self.sessions[route] for route in self.asked}
             assert name in self.ended or name.rsplit("-", 1)[0] not in listening, f"{name} has not ended"
+        elif result.error is not None and result.error.ename == "ResultNotKept":
+            assert self.ended.get(name, (True,))[0]
         elif name in self.ended:
             assert self.ended[name] == (result.error is None, result.engine)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from core_world import World, done, request, task
 
@@ -22,6 +24,7 @@ from hpcviews.controller.kept_output import TEXT_CHARS_MAX, KeptOutput
 from hpcviews.controller.record_rows import render_record
 from hpcviews.controller.state import Route
 from hpcviews.errors import ProtocolError
+from hpcviews.testing.recorder import HELD_BYTES
 from hpcviews.wire import messages as m
 
 A, B = "A" * 16, "B" * 16
@@ -211,6 +214,38 @@ def test_large_result_that_nobody_got_is_kept() -> None:
     cast.follow(f"{A}-0")
     cast.take(m.Followed)
     assert cast.take(m.Result).frames == 1
+
+
+HANDLE = b"hpcviews-0-" + b"0" * 16 + b"-" + b"0" * 16 + b"-1 0 4096"
+
+
+def test_result_in_shared_memory_is_kept_only_if_nobody_got_it(cast: Cast) -> None:
+    cast.world.core.identity = replace(cast.world.core.identity, room="here")
+    engine = cast.world.core.engine_by_route[cast.engine]
+    engine.info = msgspec.structs.replace(engine.info, room="here")
+    cast.world.core.neighbours = {"here": {engine.id: engine}}
+    cast.run(0, value=b"", frames=[HANDLE])
+    cast.world.say(cast.a, task(1))
+    (key,) = cast.start()
+    cast.world.disconnect(cast.a)
+    cast.world.say(cast.engine, m.Done(b"", 1, key, 0.0, 0.0, None), frames=[HANDLE])
+    assert cast.world.out.held == 1, "the engine may use it again, so it is mapped here"
+    assert cast.world.out.take_all(cast.engine)[-1][0] == m.Delivered([key])
+    cast.follow(f"{A}-0", f"{A}-1")
+    cast.take(m.Followed)
+    assert "in shared memory" in cast.take(m.Result).error.evalue
+    (_, followed), (result, frames) = cast.world.out.take_all(cast.b)
+    assert result.error is None and frames == [bytes(HELD_BYTES)] and not followed
+
+
+def test_arguments_in_shared_memory_are_not_kept(cast: Cast) -> None:
+    cast.world.say(cast.a, m.Task(b"", 1, 0, "apply", b"", None, 0), frames=[HANDLE])
+    (key,) = cast.start()
+    cast.world.say(cast.b, m.Resubmit(0, [f"{A}-0"]))
+    assert "in shared memory" in cast.take(m.Result).error.evalue
+    cast.world.say(cast.engine, done(key))
+    cast.world.say(cast.b, m.Resubmit(0, [f"{A}-0"]))
+    assert "through shared memory" in cast.take(m.Result).error.evalue
 
 
 def test_records_are_bounded_by_number_and_bytes() -> None:
