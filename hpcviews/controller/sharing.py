@@ -37,7 +37,9 @@ def carry(frames: Frames, sender_room: str, receiver_room: str) -> Frames:
 
 def may_share(work: Work, engine: Engine) -> bool:
     """Whether the client of a request can open what this engine writes."""
-    return work.may_share and work.client.room != "" and work.client.room == engine.info.room
+    client = work.client
+    # A client that is gone maps nothing: its results come as frames, and can be kept for who asks for them.
+    return work.may_share and client.is_listening and client.room != "" and client.room == engine.info.room
 
 
 def send_result(core: Core, out: Outbox, client: Client, result: m.Result, frames: Frames, work: Work) -> None:
