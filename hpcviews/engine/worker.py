@@ -31,6 +31,9 @@ TRACEBACK_CHARS_MAX = 100_000
 """A recursion error's traceback, for example, is cut in the middle."""
 
 
+NO_KEY = -1
+
+
 class Sender(Protocol):
     """The part of the I/O thread that the worker needs."""
 
@@ -61,9 +64,12 @@ class Worker:
         self._pid = os.getpid()
         self._main_thread = threading.get_ident()
         self._operations = Operations(namespace, lambda error: self._make_remote_error(error, "map"))
-        self._is_running_user_code = False
-        self._running_key: int | None = None
-        self._interrupt_key: int | None = None
+        self._key = NO_KEY
+        """The attempt whose user code runs; NO_KEY while none does."""
+        self._keys_to_interrupt: set[int] = set()
+        self._aimed = 0
+        self._aimed_seen = 0
+        """How many interrupts were aimed at single attempts, and how many of those the handler knows of."""
         self.pool: Pool | None = None
         """Where big results go that their receiver can open; set by the I/O thread for each connection."""
         self._sender: Sender | None = None
@@ -96,20 +102,17 @@ class Worker:
     def _run_one(self, run: m.Run, frames: list[Any]) -> None:
         assert self._sender is not None and self._output is not None
         self._output.begin(run.key)
-        self._running_key = run.key
         started = time.time()
         payload: Payload = EMPTY
         error: m.ErrorInfo | None = None
         try:
-            try:
-                self._is_running_user_code = True
-                payload = self._compute(run, frames)
-            finally:
-                self._is_running_user_code = False
+            # An interrupt in this very frame is not raised (see `on_interrupt`): it would leave the attempt half ended.
+            self._key = run.key
+            payload = self._compute(run, frames)
+            self._key = NO_KEY
         except BaseException as raised:  # noqa: BLE001 - the boundary around user code
-            self._is_running_user_code = False  # an interrupt may have come ahead of the line above
+            self._key = NO_KEY
             error, payload = self._describe(raised, run.op)
-        self._running_key = None
         if os.getpid() != self._pid:
             # User code forked, and this is the child, come back from it. Its answer is the parent's to give; and it
             # has no I/O thread, so it would wait here for ever, with copies of the engine's sockets.
@@ -124,6 +127,8 @@ class Worker:
             self._abort_queued_cells()
 
     def _compute(self, run: m.Run, frames: list[Any]) -> Payload:
+        if self._keys_to_interrupt:
+            self._check_interrupts(run.key)
         function = self._get_function(run.function) if run.function else None
         if isinstance(function, dependent):
             function.check()  # before the arguments are unpickled: they may need what it imports
@@ -193,22 +198,42 @@ class Worker:
     # ------------------------------------------------------------ interrupts
 
     def interrupt(self, keys: Collection[int]) -> None:
-        """Raise KeyboardInterrupt in user code if it runs one of these attempts. Called by the I/O thread."""
-        key = self._running_key
-        if key in keys:
-            # The signal is handled a moment later: on_interrupt looks whether that attempt still runs then.
-            self._interrupt_key = key
-            self.signal(signal.SIGINT)
+        """Raise KeyboardInterrupt in user code if it belongs to one of these attempts; the I/O thread calls this.
+
+        Only one that has been taken from `pending` can be hit, and never the one after it: the main thread itself
+        decides, by the key of what it runs.
+        """
+        self._keys_to_interrupt.update(keys)
+        self._aimed += 1
+        self.signal(signal.SIGINT)
 
     def signal(self, signum: int) -> None:
         """Send this process a signal. To the main thread, so that it wakes from whatever system call it waits in."""
         signal.pthread_kill(self._main_thread, signum)
 
     def on_interrupt(self, signum: int, frame: types.FrameType | None) -> None:
-        """SIGINT: interrupts user code, and nothing else."""
-        wanted, self._interrupt_key = self._interrupt_key, None
-        if self._is_running_user_code and wanted in (None, self._running_key):
+        """SIGINT, in the main thread: interrupts user code, and nothing else."""
+        is_aimed, self._aimed_seen = self._aimed_seen != self._aimed, self._aimed
+        if self._key == NO_KEY or (is_aimed and self._key not in self._keys_to_interrupt):
+            return
+        if frame is not None and frame.f_code is _RUN_ONE:
+            # Before user code has begun, which then does not; or after its end, which is too late.
+            self._keys_to_interrupt.add(self._key)
+            return
+        self._keys_to_interrupt.discard(self._key)
+        raise KeyboardInterrupt
+
+    def _check_interrupts(self, key: int) -> None:
+        """An attempt begins: was it interrupted when it had been taken, and before it could be hit?"""
+        is_hit = key in self._keys_to_interrupt
+        # Keys ascend, so those of attempts that ended before they were hit are below this one.
+        for old in [old for old in self._keys_to_interrupt.copy() if old <= key]:
+            self._keys_to_interrupt.discard(old)
+        if is_hit:
             raise KeyboardInterrupt
+
+
+_RUN_ONE = Worker._run_one.__code__
 
 
 def render_traceback(raised: BaseException) -> str:
