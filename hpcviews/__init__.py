@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hpcviews.client.results import AsyncResult
     from hpcviews.client.view import View
     from hpcviews.cluster.cluster import Cluster
+    from hpcviews.engine.publishing import publish_data
     from hpcviews.errors import (
         AccessRefused,
         AlreadyDisplayedError,
@@ -101,6 +102,7 @@ _HOMES = {
     "activate_first": "hpcviews.notebook.activation",
     "activate_magics": "hpcviews.notebook.activation",
     "load_ipython_extension": "hpcviews.notebook.activation",
+    "publish_data": "hpcviews.engine.publishing",
     "register_joblib_backend": "hpcviews.bridges.joblib",
 }
 
@@ -157,6 +159,7 @@ __all__ = [
     "dependent",
     "interactive",
     "parallel",
+    "publish_data",
     "register_joblib_backend",
     "remote",
     "require",

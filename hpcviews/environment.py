@@ -74,6 +74,11 @@ def get_home() -> Path:
     return base / "hpcviews"
 
 
+def set_default_matplotlib_backend(backend: str) -> None:
+    """What matplotlib is to draw with when it is imported, unless the user has said."""
+    os.environ.setdefault("MPLBACKEND", backend)
+
+
 def scrub(environment: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
     """The environment without the variables that begin with one of `prefixes`."""
     return {k: v for k, v in environment.items() if not k.startswith(prefixes)}

@@ -170,8 +170,10 @@ class DirectView(View):
         """Execute source text in the namespaces of the engines.
 
         Args:
-            code: Python source.
-            silent: Do not count it (`ExecuteReply.execution_count`) and keep no result of it.
+            code: Python source. Where IPython is installed on the engines, also magics and ``!commands``; and if this
+                program runs in IPython, what is displayed there appears here.
+            silent: Do not count it (`ExecuteReply.execution_count`) and keep no result of it. A failing cell that is
+                not silent aborts the `execute` requests that wait on its engine.
             targets: Which engines; None: those of this view.
             block: Wait until it is done; None: as the view's flag. The AsyncResult is returned in any case.
             label: Your own word for it; None: as the view's flag.
@@ -185,7 +187,7 @@ class DirectView(View):
     ) -> AsyncResult:
         if not isinstance(code, str):
             raise TypeError(f"code must be text, not {type(code)}")
-        payload = self._dumps((code, silent, filename))
+        payload = self._dumps((code, silent, filename, find_shell() is not None))
         decode = ExecuteReply.decode
         result = self._send("execute", payload, self._resolve(targets), "execute", decode=decode, label=label)
         self._finish(result, self._get_block(block))

@@ -10,19 +10,30 @@ TEXT_SHOWN_MAX = 32
 
 
 class ExecuteReply:
-    """What executing a piece of code on one engine gave.
+    """What executing a piece of code on one engine gave. Everything is an attribute and a key.
 
     Attributes:
         execution_count: How many pieces the engine has executed that were not silent.
+        source: The code.
         text: repr() of the value of a last expression, or None.
         data: That value as MIME types and contents; empty without one.
-        metadata: Metadata of the request; its values are attributes here too: stdout, stderr, engine_id, status.
+        execute_result: The same with its metadata and count, as Jupyter has it; None without a value.
+        metadata: Metadata of the request; its values are attributes here too: stdout, stderr, outputs, engine_id,
+            status.
     """
 
     def __init__(self, value: dict[str, Any], metadata: Metadata):
         self.execution_count: int = value["execution_count"]
-        self.text: str | None = value["text"]
-        self.data: dict[str, Any] = {} if self.text is None else {"text/plain": self.text}
+        self.source: str = value["source"]
+        self.data: dict[str, Any] = value["data"]
+        self.text: str | None = self.data.get("text/plain")
+        self.execute_result: dict[str, Any] | None = None
+        if self.data:
+            self.execute_result = {
+                "data": self.data,
+                "metadata": value["metadata"],
+                "execution_count": self.execution_count,
+            }
         self.metadata = metadata
 
     @classmethod
@@ -46,3 +57,9 @@ class ExecuteReply:
         if len(text) > TEXT_SHOWN_MAX:
             text = text[: TEXT_SHOWN_MAX - 3] + "..."
         return f"<ExecuteReply[{self.execution_count}]: {text}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        """In a notebook it looks like the value."""
+        if self.execute_result is None:
+            return {"text/plain": repr(self)}
+        return self.data, self.execute_result["metadata"]

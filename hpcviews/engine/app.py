@@ -14,6 +14,7 @@ from hpcviews import environment
 from hpcviews.engine.loop import EngineLoop
 from hpcviews.engine.namespace import make_namespace
 from hpcviews.engine.output import OutputCapture
+from hpcviews.engine.publishing import set_publisher
 from hpcviews.engine.worker import Worker
 from hpcviews.errors import UsageError
 from hpcviews.wire import messages as m
@@ -123,6 +124,7 @@ def run_engine(options: EngineOptions) -> None:
     loop = EngineLoop(options.access, info, failure, worker, output, options.timeout_s)
     worker.attach(loop, output)
     output.attach(loop)
+    set_publisher(worker.publish)
     signal.signal(signal.SIGINT, worker.on_interrupt)
     loop.start()
     ended = worker.run()

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import ast
-import linecache
-import types
 from collections.abc import Callable
 from typing import Any
 
+from hpcviews.engine.cells import Cells, Publish
 from hpcviews.engine.namespace import clear_namespace
 from hpcviews.errors import RemoteError, SerializationError, UnmetDependency
-
-SOURCES_KEPT = 100
-"""How many executed cells keep their source for tracebacks."""
 
 
 class Operations:
     """The operations, over one namespace."""
 
-    def __init__(self, namespace: dict[str, Any], describe_error: Callable[[BaseException], RemoteError]):
+    def __init__(
+        self,
+        namespace: dict[str, Any],
+        describe_error: Callable[[BaseException], RemoteError],
+        publish: Publish,
+    ):
         self._namespace = namespace
         self._describe_error = describe_error
-        self._execution_count = 0
+        self._cells = Cells(namespace, publish)
         self.stops_queue = False
         """Whether a failure of what ran last is to keep cells that wait from running."""
-        self._sources: list[str] = []
         self._by_name: dict[str, Callable[[Callable[..., Any] | None, Any], Any]] = {
             "apply": self._apply,
             "map": self._map,
@@ -73,35 +72,10 @@ class Operations:
         return values
 
     def _execute(self, function: Any, payload: Any) -> dict[str, Any]:
-        """Run source text like a notebook cell: the value of a last expression is the result."""
-        code, silent, filename = payload
+        """Run source text like a notebook cell."""
+        code, silent, filename, rich = payload
         self.stops_queue = not silent
-        if not silent:
-            self._execution_count += 1
-        name = filename or f"<hpcviews execute {len(self._sources) + 1}>"
-        if not filename:
-            self._remember_source(name, code)
-        tree = ast.parse(code, name)
-        last: ast.Expr | None = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = tree.body.pop()
-        exec(compile(tree, name, "exec"), self._namespace)
-        text = None
-        if last is not None:
-            value = eval(compile(ast.Expression(last.value), name, "eval"), self._namespace)
-            if value is not None and not silent:
-                self._namespace["_"] = value
-                text = repr(value)
-            elif value is not None:
-                text = repr(value) if _has_cheap_repr(value) else None
-        return {"execution_count": self._execution_count, "text": text}
-
-    def _remember_source(self, name: str, code: str) -> None:
-        # Without this the lines of a cell are missing from its tracebacks.
-        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
-        self._sources.append(name)
-        if len(self._sources) > SOURCES_KEPT:
-            linecache.cache.pop(self._sources[-SOURCES_KEPT - 1], None)
+        return self._cells.run(code, silent, filename, rich)
 
     def _push(self, function: Any, payload: dict[str, Any]) -> None:
         """Assign; the keys are assignment targets: ``a``, ``a.b``, ``d['x']``."""
@@ -127,7 +101,3 @@ class Operations:
 
     def _clear(self, function: Any, payload: Any) -> None:
         clear_namespace(self._namespace)
-
-
-def _has_cheap_repr(value: Any) -> bool:
-    return isinstance(value, int | float | complex | str | bytes | bool | types.FunctionType)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import io
 import sys
 import threading
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from hpcviews.wire import messages as m
+from hpcviews.wire.payload import dumps
 
 REQUEST_CHARS_MAX = 4 * 2**20
 """Characters one request may write per stream: more than anyone reads, less than what hurts a controller."""
+
+REQUEST_PUBLISHED_BYTES_MAX = 64 * 2**20
+"""Figures and the like one request may display: some hundreds."""
 
 LIVE_PERIOD_S = 0.05
 """Text of a running request leaves at most this often: fast enough for the eye, 20 messages a second an engine."""
@@ -26,6 +30,9 @@ class Waker(Protocol):
     def expect_output(self) -> None:
         """Collect output in LIVE_PERIOD_S at the latest."""
 
+    def put(self, message: m.Message, frames: list[Any], flush: bool) -> None:
+        """Queue a message for the controller."""
+
 
 class OutputCapture:
     """Replaces sys.stdout and sys.stderr."""
@@ -35,6 +42,7 @@ class OutputCapture:
         self._parts: list[tuple[str, str]] = []
         self._is_expected = False
         self._written = {"stdout": 0, "stderr": 0}
+        self._published = 0
         self._key: int | None = None
         self._waker: Waker | None = None
 
@@ -46,7 +54,7 @@ class OutputCapture:
 
     def begin(self, key: int) -> None:
         """A request starts to run."""
-        self._written["stdout"] = self._written["stderr"] = 0
+        self._written["stdout"] = self._written["stderr"] = self._published = 0
         self._key = key
 
     def end(self) -> list[m.RunOutput]:
@@ -71,6 +79,24 @@ class OutputCapture:
         if must_wake and self._waker is not None:
             self._waker.expect_output()
         return True
+
+    def publish(self, kind: str, content: dict[str, Any]) -> None:
+        """Send something beside text, behind the text that was written before it. Nothing if no request runs.
+
+        Raises:
+            SerializationError: It cannot be pickled.
+        """
+        key = self._key
+        if key is None or self._waker is None:
+            return
+        payload = dumps(content)
+        self._published += payload.nbytes
+        if kind == "display" and self._published > REQUEST_PUBLISHED_BYTES_MAX:
+            self.write("stderr", f"[hpcviews: displays of this request are cut after {self._published} bytes]\n")
+            return
+        for text in self.collect():
+            self._waker.put(text, [], flush=False)
+        self._waker.put(m.RunPublished(payload.data, len(payload.frames), key, kind), payload.frames, flush=True)
 
     def collect(self) -> list[m.RunOutput]:
         """Take what was written since the last call, neighbours of one stream joined."""

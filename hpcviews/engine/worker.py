@@ -63,7 +63,7 @@ class Worker:
         self._info = info
         self._pid = os.getpid()
         self._main_thread = threading.get_ident()
-        self._operations = Operations(namespace, lambda error: self._make_remote_error(error, "map"))
+        self._operations = Operations(namespace, lambda error: self._make_remote_error(error, "map"), self.publish)
         self._key = NO_KEY
         """The attempt whose user code runs; NO_KEY while none does."""
         self._keys_to_interrupt: set[int] = set()
@@ -195,6 +195,11 @@ class Worker:
             if run.op == "execute" and self.pending.pop(key, None) is not None:
                 self._sender.put(m.Done(b"", 0, key, 0.0, 0.0, told), [], flush=not self.pending)
 
+    def publish(self, kind: str, content: dict[str, Any]) -> None:
+        """Hand something that user code shows to whoever waits for what runs now."""
+        assert self._output is not None
+        self._output.publish(kind, content)
+
     # ------------------------------------------------------------ interrupts
 
     def interrupt(self, keys: Collection[int]) -> None:
@@ -236,10 +241,15 @@ class Worker:
 _RUN_ONE = Worker._run_one.__code__
 
 
+def _is_machinery(filename: str) -> bool:
+    """Whether a frame is ours, or IPython's or asyncio's on the way to the user's cell."""
+    return filename.startswith(_OUR_FILES) or "/IPython/core/" in filename or "/asyncio/" in filename
+
+
 def render_traceback(raised: BaseException) -> str:
     """The traceback of an exception as text, from the first frame that is the user's."""
     trace = raised.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OUR_FILES):
+    while trace is not None and _is_machinery(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     try:
         text = "".join(traceback.format_exception(type(raised), raised, trace))

@@ -97,7 +97,7 @@ class Host:
         self._epoll = select.epoll()
         self._epoll.register(order.fileno(), select.EPOLLIN)
         self._decoder = engine_decoder()
-        self._operations = Operations({}, _make_remote_error)
+        self._operations = Operations({}, _make_remote_error, lambda kind, content: None)
         self._made = 0
 
     def run(self) -> None:

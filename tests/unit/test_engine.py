@@ -93,14 +93,16 @@ def test_apply_map_push_pull_execute_clear(bench: Bench) -> None:
     assert bench.value("push", {"d['x']": 6}) is None
     assert bench.value("pull", (["a", "d['x'] + 1"], False)) == [5, 7]
     assert bench.value("pull", (["a"], True)) == 5
-    assert bench.value("execute", ("b = a + 1\nb * 2", False, "")) == {"execution_count": 1, "text": "12"}
+    assert bench.value("execute", ("b = a + 1\nb * 2", False, "", False))["data"] == {"text/plain": "12"}
     assert bench.namespace["b"] == 6 and "_hpcviews_value" not in bench.namespace
     bench.value("clear", None)
-    assert "a" not in bench.namespace and bench.value("execute", ("len([1])", False, ""))["text"] == "1"
+    assert "a" not in bench.namespace and bench.value("execute", ("len([1])", False, "", False))["data"] == {
+        "text/plain": "1"
+    }
 
 
 def test_silent_execute_does_not_count(bench: Bench) -> None:
-    assert bench.value("execute", ("1", True, ""))["execution_count"] == 0
+    assert bench.value("execute", ("1", True, "", False))["execution_count"] == 0
 
 
 def test_map_can_keep_the_errors_of_single_items(bench: Bench) -> None:
@@ -110,7 +112,7 @@ def test_map_can_keep_the_errors_of_single_items(bench: Bench) -> None:
 
 
 def test_error_tells_where_and_shows_the_users_frames_only(bench: Bench) -> None:
-    done, frames = bench.run("execute", ("def f():\n    return 1 / 0\nf()", False, ""))
+    done, frames = bench.run("execute", ("def f():\n    return 1 / 0\nf()", False, "", False))
     error = done.error
     assert error is not None and (error.ename, error.rank, error.host, error.pid) == (
         "ZeroDivisionError",
@@ -182,7 +184,7 @@ def test_withdrawn_work_is_passed_over(bench: Bench) -> None:
 
 
 def test_unknown_operation_lists_those_there_are() -> None:
-    operations = Operations({}, lambda error: RemoteError("", ""))
+    operations = Operations({}, lambda error: RemoteError("", ""), lambda kind, content: None)
     with pytest.raises(TypeError, match=r"no operation 'dance'.*apply"):
         operations.run("dance", None, None)
 

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 DOORS = {
     "mpi4py": {"engine/world.py"},
     "subprocess": {"cluster/processes.py"},
-    "IPython": {"notebook/arguments.py", "notebook/magics.py"},
+    "IPython": {"engine/ipython_shell.py", "notebook/arguments.py", "notebook/magics.py"},
     "sqlite3": {"controller/archive_file.py"},
     "joblib": {"bridges/joblib.py", "bridges/joblib_batch.py"},
 }
