@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from hpcviews.client.call import Call
 from hpcviews.client.results import AsyncResult
 from hpcviews.client.slots import Slots
 from hpcviews.client.targets import parse_targets
-from hpcviews.errors import NoEnginesRegistered, OutstandingRequests
+from hpcviews.errors import NoEnginesRegistered, NoSuchRequest, OutstandingRequests
 from hpcviews.ids import MsgId, parse_msg_id
 from hpcviews.wire import messages as m
 
@@ -53,7 +54,7 @@ def get_result(client: Client, jobs: Any, history: History, block: bool | None) 
         raise TypeError(f"a msg_id or a position in the history is needed, not {wanted!r}")
     result = _find_or_follow(client, wanted, history)
     if client.block if block is None else block:
-        result.get()
+        result.wait()
     return result
 
 
@@ -100,20 +101,28 @@ def resubmit(client: Client, jobs: Any, history: History, block: bool | None) ->
         connection.post(call, seqs, [m.Resubmit(first, list(msg_ids))], [])
     client._remember(result)
     if client.block if block is None else block:
-        result.get()
+        result.wait()
     return result
 
 
 def get_result_status(client: Client, jobs: Any, history: History, status_only: bool) -> dict[str, Any]:
     """Which of these requests have ended; and the values of those, unless `status_only`."""
     msg_ids = render_msg_ids(jobs, history)
-    query = {"msg_id": {"$in": list(msg_ids)}}
-    records = {r["msg_id"]: r for r in query_records(client, query, ["msg_id", "completed", "status"])}
-    missing = [msg_id for msg_id in msg_ids if msg_id not in records]
+    has_ended: dict[str, bool] = {}
+    for msg_id in msg_ids:
+        held = client.find_call(msg_id)
+        found = None if held is None else held.slots.find(msg_id)
+        if found is not None:
+            has_ended[msg_id] = found[0].has_ended(found[1])
+    others = [msg_id for msg_id in msg_ids if msg_id not in has_ended]
+    if others:
+        records = query_records(client, {"msg_id": {"$in": others}}, ["status"])
+        has_ended.update((record["msg_id"], record["status"] is not None) for record in records)
+    missing = [msg_id for msg_id in msg_ids if msg_id not in has_ended]
     if missing:
-        raise KeyError(f"No such message: {missing[0]}; its record is not kept, or it was never submitted")
-    completed = [msg_id for msg_id in msg_ids if records[msg_id]["status"] is not None]
-    pending = [msg_id for msg_id in msg_ids if records[msg_id]["status"] is None]
+        raise NoSuchRequest(f"No such message: {missing[0]}; it was never submitted, or its record is not kept")
+    completed = [msg_id for msg_id in msg_ids if has_ended[msg_id]]
+    pending = [msg_id for msg_id in msg_ids if not has_ended[msg_id]]
     told: dict[str, Any] = {"pending": pending, "completed": completed, "status": "ok"}
     if not status_only and completed:
         values = get_result(client, completed, history, False).get(ANSWER_S, return_exceptions=True)
@@ -191,6 +200,8 @@ def _to_wire(value: Any) -> Any:
         return [_to_wire(inner) for inner in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if isinstance(value, Integral | Real):  # numpy's
+        return int(value) if isinstance(value, Integral) else float(value)
     raise TypeError(f"a query compares with strings, numbers, datetimes, None and lists of those, not {value!r}")
 
 
@@ -200,8 +211,8 @@ def _from_wire(name: str, value: Any) -> Any:
     return value
 
 
-def abort(client: Client, jobs: Any, history: History, targets: Any, block: bool | None) -> None:
-    """Withdraw requests that have not started, of whatever client."""
+def make_abort(client: Client, jobs: Any, history: History, targets: Any) -> Callable[[int], m.Abort]:
+    """The question that withdraws requests that have not started, of whatever client."""
     seqs: list[int] = []
     foreign: list[str] = []
     for msg_id in _list_unfinished(client, jobs, history):
@@ -211,12 +222,7 @@ def abort(client: Client, jobs: Any, history: History, targets: Any, block: bool
         else:
             foreign.append(msg_id)
     engines = None if targets is None else _parse_engines(client, targets)
-    if not seqs and not foreign:
-        return
-    if client.block if block is None else block:
-        client._connection.ask(lambda number: m.Abort(seqs, foreign, engines, number), m.Acknowledged, ANSWER_S)
-    else:
-        client._connection.post(None, range(0), [m.Abort(seqs, foreign, engines)], [])
+    return lambda number: m.Abort(seqs, foreign, engines, number)
 
 
 def _list_unfinished(client: Client, jobs: Any, history: History) -> list[MsgId]:

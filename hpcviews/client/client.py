@@ -244,18 +244,19 @@ class Client(EngineControl, HasTraits):
                     future.add_done_callback(lambda _: notify())
             self._wait_for(futures, self.history, timeout)
 
-    def abort(self, jobs: Any = None, targets: Any = None, block: bool | None = None) -> None:
+    def abort(self, jobs: Any = None, targets: Any = None, block: bool | None = None) -> Future[None] | None:
         """Withdraw requests that have not started; they end with TaskAborted.
 
         Args:
             jobs: None: everything of this client that is outstanding. Or AsyncResults, msg_ids (of other clients too),
                 positions in `history`, or a list of those.
             targets: Only what these engines hold; None: wherever it is.
-            block: Return when the controller has begun with it; None: as the flag. What runs goes on in any case.
+            block: Return when the controller has asked the engines for them, and None; else a future of that, at
+                once. None: as the flag. What runs goes on in any case.
         """
         if jobs is None:
-            jobs = self._get_outstanding_calls()
-        asking.abort(self, jobs, self.history, targets, block)
+            jobs = self.outstanding  # also those whose AsyncResult nobody holds
+        return self._ask(asking.make_abort(self, jobs, self.history, targets), block)
 
     def get_result(self, indices_or_msg_ids: Any = None, block: bool | None = None, owner: bool = True) -> AsyncResult:
         """The AsyncResult of earlier requests: of this client, of another one, or of an earlier life of this program.
@@ -265,7 +266,8 @@ class Client(EngineControl, HasTraits):
         Args:
             indices_or_msg_ids: A msg_id; a position in `history` (None: the last), which gives the whole call it
                 belongs to; or a list of those.
-            block: Wait for it, and raise its errors; None: as the flag.
+            block: Wait until it has ended; None: as the flag. Errors, also of requests that are not known, are raised
+                by `AsyncResult.get`.
             owner: Has no effect; for programs written for ipyparallel.
         Raises:
             TypeError: That names no requests.
@@ -278,7 +280,7 @@ class Client(EngineControl, HasTraits):
         Args:
             indices_or_msg_ids: As for `get_result`.
             metadata: Has no effect; for programs written for ipyparallel.
-            block: Wait for the results; None: as the flag.
+            block: Wait until they have ended; None: as the flag.
         Returns:
             Their AsyncResult. A request that is not known, or was too big to be kept, ends with NoSuchRequest.
         """
@@ -291,7 +293,7 @@ class Client(EngineControl, HasTraits):
             msg_ids: As for `get_result`.
             status_only: Without the values; with False, each completed msg_id is a key for its value (or its error).
         Raises:
-            KeyError: One of them is not known.
+            NoSuchRequest: One of them is not known.
         """
         return asking.get_result_status(self, msg_ids, self.history, status_only)
 
@@ -369,7 +371,10 @@ class Client(EngineControl, HasTraits):
 
     def find_call(self, msg_id: str) -> AsyncResult | None:
         """The call of this client that a request belongs to, if somebody holds it."""
-        session, seq = parse_msg_id(msg_id)
+        try:
+            session, seq = parse_msg_id(msg_id)
+        except ValueError:
+            return None
         if session == self.session:
             for call in list(self._calls.values()):
                 if call.first <= seq < call.first + len(call.slots):

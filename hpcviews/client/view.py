@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from traitlets import Any as AnyTrait
@@ -358,17 +359,17 @@ class View(EngineControl, HasFlags):
             jobs = self._get_results()
         return self.client._wait_for(jobs, self.history, timeout)
 
-    def abort(self, jobs: Any = None, targets: Any = None, block: bool | None = None) -> None:
+    def abort(self, jobs: Any = None, targets: Any = None, block: bool | None = None) -> Future[None] | None:
         """Withdraw requests of this view that have not started; they end with TaskAborted.
 
         Args:
             jobs: None: all of this view. Or as for `Client.abort`, with positions in this view's `history`.
             targets: Only what these engines hold; None: wherever it is.
-            block: Return when the controller has begun with it; None: as the view's flag.
+            block: As for `Client.abort`; None: as the view's flag.
         """
         if jobs is None:
             jobs = self._get_results()
-        asking.abort(self.client, jobs, self.history, targets, self.block if block is None else block)
+        return self._ask(asking.make_abort(self.client, jobs, self.history, targets), block)
 
     def get_result(self, indices_or_msg_ids: Any = None, block: bool | None = None, owner: bool = False) -> AsyncResult:
         """The AsyncResult of earlier requests; as `Client.get_result`, with positions in this view's `history`."""

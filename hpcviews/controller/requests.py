@@ -104,7 +104,8 @@ def find_works(core: Core, client: Client, seqs: Iterable[int], msg_ids: Iterabl
     """
     found: dict[Work, None] = {}
     for seq in seqs:
-        work = client.works.get(seq) or client.following.get(seq)
+        # The last, for what it submitted before it lost its connection.
+        work = client.works.get(seq) or client.following.get(seq) or core.find_work(client.session, seq)
         if work is not None:
             found[work] = None
     for msg_id in msg_ids:
