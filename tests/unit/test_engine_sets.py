@@ -13,9 +13,17 @@ import pytest
 from hpcviews.cluster import engine_sets as es
 from hpcviews.cluster.plugins import get_launcher
 from hpcviews.cluster.spec import Allocation, Command, Detection, EngineOrder, Host, ProbeOutput
-from hpcviews.controller.events import EndSets, Event, SetExited, SetStarted
+from hpcviews.controller.events import (
+    EndSets,
+    Event,
+    KillEngines,
+    SetExited,
+    SetNotStarted,
+    SetStarted,
+    StartEngines,
+)
 from hpcviews.errors import LaunchError, UsageError
-from hpcviews.ids import SetId
+from hpcviews.ids import EngineId, SetId
 
 HOST = Host(
     cores=8,
@@ -167,6 +175,41 @@ def test_set_that_ends_when_asked_is_no_failure_and_gets_no_signal(world: World)
     world.end_starter(tree, 0)
     assert world.exits() == [SetExited(SetId(0), "fork ended: exit code 0", "")]
     assert tree.signals == ["all SIGCONT"] and tree.is_closed  # those that are stopped must be able to end
+
+
+def test_single_engines_are_killed_by_pid_if_they_are_of_the_tree(world: World) -> None:
+    world.attach()
+    tree = world.start()
+    world.sets.on_order(KillEngines(SetId(0), (2001, 4711)), world.now)
+    assert tree.signals == ["[2001] SIGKILL"], "a pid of another node may be somebody else's here"
+    world.sets.on_order(KillEngines(SetId(7), (2002,)), world.now)
+    world.end_starter(tree, 0)
+    world.sets.on_order(KillEngines(SetId(0), (2002,)), world.now)
+    assert tree.signals == ["[2001] SIGKILL"]
+
+
+def test_engines_stand_in_for_others_with_their_ids_by_the_same_launcher(world: World) -> None:
+    world.attach()
+    world.start(n=3, launcher="mpiexec")
+    world.sets.on_order(StartEngines(SetId(0), (EngineId(2), EngineId(0))), world.now)
+    assert world.argvs[1][0] == world.argvs[0][0] and "2" in world.argvs[1]
+    assert world.events[-1] == SetStarted(
+        SetId(1), "mpiexec", 2, True, str(world.logs / "set-1.log"), (EngineId(2), EngineId(0))
+    )
+
+
+def test_engines_that_cannot_be_started_again_are_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.attach()
+    world.start()
+
+    def fail(*_: object) -> FakeTree:
+        raise LaunchError("no more processes")
+
+    monkeypatch.setattr(world.sets, "_spawn", fail)
+    world.sets.on_order(StartEngines(SetId(0), (EngineId(1),)), world.now)
+    assert world.events[-1] == SetNotStarted((EngineId(1),), "no more processes")
+    world.sets.on_order(StartEngines(SetId(9), (EngineId(1),)), world.now)
+    assert world.events[-1] == SetNotStarted((EngineId(1),), "there is no engine set 9")
 
 
 def test_set_that_does_not_end_gets_sigterm_then_sigkill(world: World) -> None:
