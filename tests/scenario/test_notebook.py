@@ -55,7 +55,7 @@ def test_the_example_runs_and_shows_a_figure_made_on_an_engine(cluster: Househol
     assert not any(cell.get("outputs") for cell in notebook.cells), "kept without outputs"
     outputs = execute(notebook)
 
-    ids, _, printed, _, drawn, picture, sent, result, _ = outputs
+    ids, _, printed, _, drawn, sent, result, _ = outputs
     assert values_of(ids) == ["[0, 1]"]
     lines = sorted(text_of(printed).splitlines())
     assert [line.split(" process ")[0] for line in lines] == ["[stdout:0]", "[stdout:1]"]
@@ -64,7 +64,7 @@ def test_the_example_runs_and_shows_a_figure_made_on_an_engine(cluster: Househol
     assert "AsyncResult" in values_of(sent)[0]
     assert [float(value.split(": ")[1]) > 0.85 for value in values_of(result)] == [True, True]
 
-    (image,) = [output.data["image/png"] for output in picture if "image/png" in output.get("data", {})]
+    (image,) = [output.data["image/png"] for output in drawn if "image/png" in output.get("data", {})]
     data = base64.b64decode(image)
     assert data.startswith(b"\x89PNG")
     check_picture(data)
@@ -77,7 +77,7 @@ def check_picture(data: bytes) -> None:
     from matplotlib.image import imread
 
     pixels = imread(io.BytesIO(data))[..., :3]
-    assert pixels.shape[:2] == (300, 700)
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 500
     for fifth in np.array_split(pixels, 5, axis=1):
         assert 0.02 < (fifth < 0.9).any(axis=2).mean() < 0.98
 
