@@ -24,7 +24,9 @@ def write(fake: FakeController, ar: AsyncResult, engine: int, text: str, stream:
 
 def finish(fake: FakeController, ar: AsyncResult, *texts: str | None) -> None:
     for engine, text in enumerate(texts):
-        fake.answer(ar.first + engine, {"execution_count": 7, "text": text}, engine)
+        data = {} if text is None else {"text/plain": text}
+        reply = {"execution_count": 7, "source": "", "data": data, "metadata": {}}
+        fake.answer(ar.first + engine, reply, engine)
     assert ar.wait(10)
 
 
