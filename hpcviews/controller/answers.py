@@ -57,6 +57,28 @@ def _tell_followers(core: Core, out: Outbox, work: Work, result: m.Result, frame
     work.followers = None
 
 
+def follow(core: Core, out: Outbox, client: Client, seq: int, work: Work) -> None:
+    """Tell a client, under a number of its own, what comes of a request, and what has been written."""
+    client.following[seq] = work
+    if work.followers is None:
+        work.followers = []
+    work.followers.append((client, seq))
+    out.send(client.route, m.Followed(seq, core.identity.render_time(work.submitted), work.label))
+    if work.output is not None:
+        engine_id = work.engine.id if work.engine is not None else -1
+        for stream in ("stdout", "stderr"):
+            text = work.output.read(stream)
+            if text:
+                out.send(client.route, m.Output(seq, engine_id, stream, text))
+
+
+def note_arrival(core: Core, out: Outbox, work: Work) -> None:
+    """A request came that somebody has asked for already; called while there are any such."""
+    for client, seq in core.early.take((work.client.session, work.seq)):
+        if client.is_listening:
+            follow(core, out, client, seq, work)
+
+
 def fail(core: Core, out: Outbox, work: Work, error: str, text: str) -> None:
     """End a request with an error of ours."""
     engine_id = work.engine.id if work.engine is not None else -1
@@ -108,6 +130,10 @@ def _answer(
         why_no_request="it was refused, so its arguments were not kept",
     )
     core.finished.add(out, record)
+    for follower, seq in core.early.take((client.session, failure.seq)) if core.early.waiting else ():
+        if follower.is_listening:
+            del follower.following[seq]
+            out.send(follower.route, msgspec.structs.replace(failure, seq=seq))
 
 
 def make_failure(seq: int, engine_id: int, error: str, text: str) -> m.Result:

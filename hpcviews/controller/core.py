@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hpcviews.controller.deadlines import Deadlines
 from hpcviews.controller.deliveries import Deliveries
 from hpcviews.controller.dependencies import Dependencies
+from hpcviews.controller.early import Early
 from hpcviews.controller.finished import Finished
 from hpcviews.controller.functions import FunctionTable
 from hpcviews.controller.outcomes import Outcomes
@@ -80,6 +81,7 @@ class Core:
     outcomes: Outcomes = field(default_factory=Outcomes)
     deliveries: Deliveries = field(default_factory=Deliveries)
     finished: Finished = field(default_factory=Finished)
+    early: Early = field(default_factory=Early)
     next_engine_id: int = 0
     next_key: int = 0
     stopping: str = ""
@@ -114,10 +116,8 @@ class Core:
 
     def find_deadline(self) -> float | None:
         """When `dispatch.on_tick` has something to do that cannot wait, in the loop's seconds."""
-        first, second = self.deadlines.find_next(), self.dependencies.find_next()
-        if first is None or second is None:
-            return second if first is None else first
-        return min(first, second)
+        every = (self.deadlines.find_next(), self.dependencies.find_next(), self.early.find_next())
+        return min((deadline for deadline in every if deadline is not None), default=None)
 
     def add_work(self, work: Work) -> None:
         """A request came."""
@@ -182,6 +182,9 @@ class Core:
         self.deadlines.check(unfinished)
         self.outcomes.check()
         self.finished.check()
+        for place, (_, asked) in self.early.waiting.items():
+            assert self.find_work(*place) is None and place not in self.finished.records, f"{place} has come"
+            assert all(seq in client.following for client, seq in asked if client.is_listening)
         follows = [(client, seq, work) for client in self.clients.values() for seq, work in client.following.items()]
         for client, seq, followed in follows:
             assert seq not in client.works

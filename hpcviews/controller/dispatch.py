@@ -107,6 +107,7 @@ def on_schedule(core: Core, out: Outbox, now: float) -> None:
 
 def on_tick(core: Core, out: Outbox, now: float) -> None:
     """Time passes: what has waited too long ends, and what waits behind a stuck engine is taken back from it."""
+    inquiries.give_up(core, out, now)
     late = tasks.expire(core, out, now)
     tasks.settle(core, out)
     requests.recall(out, late)

@@ -32,15 +32,7 @@ def on_follow(core: Core, out: Outbox, client: Client, message: m.Follow, frames
     for offset, msg_id in enumerate(message.msg_ids):
         seq = message.seq + offset
         key = _find_key(core, out, client, seq, msg_id)
-        if key is None:
-            continue
-        work = core.find_work(*key)
-        record = core.finished.records.get(key)
-        if work is not None:
-            _begin_to_follow(core, out, client, seq, work)
-        elif record is not None:
-            _deliver(out, client, seq, record)
-        else:
+        if key is not None and not _follow_if_known(core, out, client, seq, key):
             client.following[seq] = None
             unknown.setdefault(key, []).append(seq)
 
@@ -51,10 +43,44 @@ def on_follow(core: Core, out: Outbox, client: Client, message: m.Follow, frames
                     _deliver(out, client, seq, record)
         for key, seqs in unknown.items():
             for seq in seqs:
-                if _stop_following(client, seq):
+                # It may have come while the archive was asked; or be under way still, by another connection.
+                if (
+                    client.is_listening
+                    and not _follow_if_known(core, out, client, seq, key)
+                    and not _wait_for_arrival(core, client, seq, key, now)
+                    and _stop_following(client, seq)
+                ):
                     _refuse(core, out, client, seq, *key)
 
     core.finished.find(core, out, list(unknown), deliver)
+
+
+def _follow_if_known(core: Core, out: Outbox, client: Client, seq: int, key: Key) -> bool:
+    work = core.find_work(*key)
+    record = core.finished.records.get(key)
+    if work is not None:
+        answers.follow(core, out, client, seq, work)
+    elif record is not None:
+        _stop_following(client, seq)
+        _deliver(out, client, seq, record)
+    return work is not None or record is not None
+
+
+def _wait_for_arrival(core: Core, client: Client, seq: int, key: Key, now: float) -> bool:
+    session, number = key
+    if session == client.session or not core.is_connected(session):
+        return False
+    if core.outcomes.find(session, number)[0] is not Outcome.UNKNOWN:
+        return False
+    return core.early.put(key, client, seq, now)
+
+
+def give_up(core: Core, out: Outbox, now: float) -> None:
+    """Refuse what was asked for early and has not come."""
+    for key, asked in core.early.take_overdue(now):
+        for client, seq in asked:
+            if _stop_following(client, seq):
+                _refuse(core, out, client, seq, *key)
 
 
 def _find_key(core: Core, out: Outbox, client: Client, seq: int, msg_id: str) -> Key | None:
@@ -69,20 +95,6 @@ def _stop_following(client: Client, seq: int) -> bool:
     """Whether somebody still waits for the answer."""
     client.following.pop(seq, None)
     return client.is_listening
-
-
-def _begin_to_follow(core: Core, out: Outbox, client: Client, seq: int, work: Work) -> None:
-    client.following[seq] = work
-    if work.followers is None:
-        work.followers = []
-    work.followers.append((client, seq))
-    out.send(client.route, m.Followed(seq, core.identity.render_time(work.submitted), work.label))
-    if work.output is not None:
-        engine_id = work.engine.id if work.engine is not None else -1
-        for stream in ("stdout", "stderr"):
-            text = work.output.read(stream)
-            if text:
-                out.send(client.route, m.Output(seq, engine_id, stream, text))
 
 
 def _deliver(out: Outbox, client: Client, seq: int, record: Record) -> None:
@@ -191,6 +203,8 @@ def _run_again(core: Core, out: Outbox, client: Client, seq: int, before: Work |
         before.label,
         now,
     )
+    if core.early.waiting:
+        answers.note_arrival(core, out, work)
     tasks.submit(core, out, work)
 
 
@@ -253,11 +267,11 @@ def on_record_query(
     def tell(core: Core, out: Outbox, found: list[dict[str, Any]]) -> None:
         if not client.is_listening:
             return
-        every = found + rows  # where times are equal, the older ones first
+        every = rows + found
         if len(every) > limit:
             refuse(f"more than {limit} records match; narrow the query, for instance by `submitted`")
             return
-        every.sort(key=lambda row: row["submitted"])
+        every.sort(key=_get_place)
         keys = message.keys
         if keys is not None:
             names = dict.fromkeys(["msg_id", *keys])
@@ -268,6 +282,12 @@ def on_record_query(
         finished.ask(out, lambda question: QueryRecords(question, wanted, limit), tell)
     else:
         tell(core, out, [])
+
+
+def _get_place(row: dict[str, Any]) -> tuple[float, str, int]:
+    """When it was submitted; what came in one batch has the same time."""
+    session, seq = parse_msg_id(row["msg_id"])
+    return row["submitted"], session, seq
 
 
 def _iterate_rows(core: Core) -> Iterator[dict[str, Any]]:

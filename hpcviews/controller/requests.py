@@ -42,6 +42,8 @@ def on_request(core: Core, out: Outbox, client: Client, message: m.Request, fram
         work = Work(client, seq, message.op, digest, message.data, frames, False, None, 0, message.label, now)
         work.may_share, work.share = message.may_share, share
         core.add_work(work)
+        if core.early.waiting:
+            answers.note_arrival(core, out, work)
         hand_out(core, out, work, engine, now)
 
 
@@ -71,6 +73,8 @@ def on_task(core: Core, out: Outbox, client: Client, message: m.Task, frames: Fr
         now,
         may_share=message.may_share,
     )
+    if core.early.waiting:
+        answers.note_arrival(core, out, work)
     if conditions is None or core.stopping:
         tasks.submit(core, out, work)
     else:

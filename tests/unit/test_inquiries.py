@@ -10,6 +10,7 @@ import pytest
 from core_world import World, done, request, task
 
 from hpcviews.controller import dispatch
+from hpcviews.controller.early import EARLY_S
 from hpcviews.controller.events import (
     ArchiveAnswer,
     ArchiveFailed,
@@ -27,7 +28,7 @@ from hpcviews.errors import ProtocolError
 from hpcviews.testing.recorder import HELD_BYTES
 from hpcviews.wire import messages as m
 
-A, B = "A" * 16, "B" * 16
+A, B, C = "A" * 16, "B" * 16, "C" * 16
 
 
 class Cast:
@@ -132,12 +133,38 @@ def test_errors_are_kept_too(cast: Cast) -> None:
 
 
 def test_unknown_requests_are_explained(cast: Cast) -> None:
-    cast.follow("nonsense", f"{A}-5")
+    cast.follow("nonsense", f"{C}-5")
     first, second = cast.take(m.Result).error, cast.take(m.Result).error
     assert first.ename == second.ename == "NoSuchRequest"
     assert "msg_ids look like" in first.evalue
-    assert f"no request {A}-5 is known here; the controller keeps the last 50000 requests" in second.evalue
+    assert f"no request {C}-5 is known here; the controller keeps the last 50000 requests" in second.evalue
     assert not cast.world.core.clients[cast.b].following
+
+
+def test_request_that_is_asked_for_before_it_comes(cast: Cast) -> None:
+    cast.follow(f"{A}-0", f"{A}-1", f"{A}-2", f"{A}-0", seq=10)
+    cast.world.out.assert_empty()
+    cast.world.say(cast.a, task(0), request(1, [44]))
+    (key,) = cast.start()
+    cast.world.say(cast.engine, done(key))
+    assert [cast.take(m.Followed).seq for _ in range(2)] == [10, 13]
+    results = [cast.take(m.Result) for _ in range(3)]
+    assert [(r.seq, r.error and r.error.ename) for r in results] == [(11, "NoSuchEngine"), (10, None), (13, None)]
+    assert cast.world.core.find_deadline() == EARLY_S
+    cast.world.tick(EARLY_S - 1)
+    cast.world.out.take_all(cast.a)
+    cast.world.out.assert_empty()
+    cast.world.tick(1.0)
+    assert cast.take(m.Result).error.ename == "NoSuchRequest"
+    assert not cast.world.core.clients[cast.b].following and cast.world.core.find_deadline() is None
+
+
+def test_early_follower_that_leaves_is_told_nothing(cast: Cast) -> None:
+    cast.follow(f"{A}-0", f"{A}-9")
+    cast.world.disconnect(cast.b)
+    cast.run(0)
+    cast.world.tick(EARLY_S)
+    assert cast.b not in cast.world.out.inboxes
 
 
 def test_dropped_record_says_how_the_request_ended() -> None:
@@ -423,11 +450,11 @@ def test_archive_that_cannot_follow_costs_records_and_is_not_waited_for(archivin
 def test_results_come_from_the_archive(archiving: Cast) -> None:
     archiving.run(*range(6))
     (order,) = archiving.orders(KeepRecords)
-    archiving.follow(f"{A}-0", f"{A}-5", f"{A}-0", f"{A}-99", seq=10)
+    archiving.follow(f"{A}-0", f"{A}-5", f"{A}-0", f"{C}-99", seq=10)
     assert (archiving.take(m.Followed).seq, archiving.take(m.Result).seq) == (11, 11)
     archiving.world.out.assert_empty()
     (question,) = archiving.orders(FindRecords)
-    assert question.keys == ((A, 0), (A, 99))
+    assert question.keys == ((A, 0), (C, 99))
     archiving.tell(ArchiveAnswer(question.question, [order.records[0]]))
     got = [(type(message), message.seq) for message, _ in archiving.world.out.take_all(archiving.b)]
     assert got == [(m.Followed, 10), (m.Result, 10), (m.Followed, 12), (m.Result, 12), (m.Result, 13)]

@@ -27,13 +27,13 @@ def list_shared_memory(generation: str) -> list[str]:
 class BareCluster:
     """Starts a controller at once, engines when asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, records_in_memory: int = 50_000) -> None:
         # Not pytest's directory: the path of a socket must be short.
         self._directory = tempfile.TemporaryDirectory(prefix="hv")
         self.path = Path(self._directory.name)
         self.log = (self.path / "controller.log").open("w")
         self.controller = subprocess.Popen(
-            [sys.executable, HERE / "bare_controller.py", self.path],
+            [sys.executable, HERE / "bare_controller.py", self.path, str(records_in_memory)],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
