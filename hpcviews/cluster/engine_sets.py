@@ -13,28 +13,31 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from hpcviews.cluster.causes import TAIL_BYTES_MAX, find_cause, read_tail
+from hpcviews.cluster.engine_ends import EngineEnds, Watched
 from hpcviews.cluster.litter import Litter
 from hpcviews.cluster.processes import kill_descendants, reap_orphans, spawn_tree
 from hpcviews.cluster.spec import Command, Detection, EngineOrder, Host, Launcher
 from hpcviews.controller.events import (
+    EndEngines,
     EndSets,
+    EngineProcess,
     Event,
-    KillEngines,
     Order,
     Post,
     SetExited,
     SetNotStarted,
     SetStarted,
+    SignalEngines,
     StartEngines,
 )
 from hpcviews.environment import THREAD_VARIABLES, scrub
-from hpcviews.errors import LaunchError, UsageError
+from hpcviews.errors import HpcviewsError, LaunchError, UsageError
 from hpcviews.exits import render_exit
 from hpcviews.ids import EngineId, SetId
 
@@ -82,11 +85,11 @@ class Tree(Protocol):
     def signal_starter(self, signum: int) -> None:
         """Send a signal to the starter alone."""
 
-    def signal_some(self, pids: Collection[int], signum: int) -> None:
-        """Send a signal to those of these processes that are of the tree."""
-
     def signal_all(self, signum: int) -> None:
         """Send a signal to all."""
+
+    def watch(self, pid: int) -> Watched | None:
+        """One of its processes; None if it has none of that id."""
 
     def close(self) -> None:
         """Forget it."""
@@ -109,8 +112,8 @@ class Phase(enum.Enum):
 
 
 MOVES: dict[Phase, frozenset[Phase]] = {
-    Phase.RUNNING: frozenset({Phase.ASKED, Phase.TERMINATING, Phase.GONE}),
-    Phase.ASKED: frozenset({Phase.TERMINATING, Phase.GONE}),
+    Phase.RUNNING: frozenset({Phase.ASKED, Phase.TERMINATING, Phase.KILLING, Phase.GONE}),
+    Phase.ASKED: frozenset({Phase.TERMINATING, Phase.KILLING, Phase.GONE}),
     Phase.TERMINATING: frozenset({Phase.KILLING, Phase.GONE}),
     Phase.KILLING: frozenset({Phase.GONE}),
     Phase.GONE: frozenset(),
@@ -124,12 +127,12 @@ class SetProcesses:
     id: SetId
     n: int
     launcher: Launcher
+    detection: Detection
+    options: tuple[str, ...]
     tree: Tree
     log: Path
     litter: Litter
     scratch: Path | None
-    detection: Detection
-    options: tuple[str, ...]
     phase: Phase = Phase.RUNNING
     due: float | None = None
     """When the phase is over."""
@@ -183,7 +186,9 @@ class EngineSets:
         self._next_id = 0
         self._post: Post | None = None
         self._unposted: list[Event] = []
+        self._is_ordering = False
         self._reap_at = 0.0
+        self._engine_ends = EngineEnds(self._tell)
 
     # ------------------------------------------------------------ starting
 
@@ -202,7 +207,7 @@ class EngineSets:
             launcher: From `plugins.get_launcher`.
             detection: What `plugins.detect` found for it.
             options: The user's own arguments for the starter's program.
-            ids: Ids for the engines, of those that they stand in for; () for new ones.
+            ids: The ids its engines are to have; the controller chooses if there are none.
         Raises:
             LaunchError: The starter's program cannot be run.
             UsageError: This launcher cannot do what is asked.
@@ -236,7 +241,7 @@ class EngineSets:
         now = self._clock()
         self._next_id += 1
         started = self._sets[set_id] = SetProcesses(
-            set_id, n, launcher, tree, path, litter, scratch, detection, options
+            set_id, n, launcher, detection, options, tree, path, litter, scratch
         )
         if litter.is_expected:
             started.looks = [now + after for after in reversed(LOOK_S)]
@@ -271,60 +276,86 @@ class EngineSets:
     def attach(self, post: Post) -> None:
         """From now on events go to the core; those of before at once."""
         self._post = post
+        self._post_waiting(post)
+
+    def _post_waiting(self, post: Post) -> None:
         events, self._unposted = self._unposted, []
         for event in events:
             post(event)
 
     def fds(self) -> frozenset[int]:
-        """The starters that run."""
-        return frozenset(s.tree.fileno() for s in self._sets.values() if s.exited is None and s.phase is not Phase.GONE)
+        """The starters that run, and engines that are to end."""
+        starters = (s.tree.fileno() for s in self._sets.values() if s.exited is None and s.phase is not Phase.GONE)
+        return self._engine_ends.fds().union(starters)
 
     def on_readable(self, fd: int, now: float) -> None:
-        """A starter has ended."""
+        """A starter has ended, or an engine that was to end."""
+        if self._engine_ends.on_readable(fd):
+            return
         for engine_set in list(self._sets.values()):
             if engine_set.exited is None and engine_set.phase is not Phase.GONE and engine_set.tree.fileno() == fd:
                 self._on_starter_ended(engine_set, now)
 
     def on_order(self, order: Order, now: float) -> None:
-        """End, kill or start engines."""
-        if isinstance(order, EndSets):
-            self._end_sets(order, now)
-        elif isinstance(order, KillEngines):
-            self._kill(order)
-        elif isinstance(order, StartEngines):
-            self._start_again(order)
-
-    def _kill(self, order: KillEngines) -> None:
-        engine_set = self._sets.get(order.set_id)
-        if engine_set is None or engine_set.phase is Phase.GONE:
-            return
-        self._note_litter(engine_set)
-        engine_set.tree.signal_some(order.pids, signal.SIGKILL)
-
-    def _start_again(self, order: StartEngines) -> None:
-        like = self._sets.get(order.like)
+        """What the core wants done. Events that follow at once are told at the next tick, not inside the core."""
+        self._is_ordering = True
         try:
-            if like is None:
-                raise LaunchError(f"there is no engine set {order.like}")
-            self.start(len(order.ids), like.launcher, like.detection, like.options, order.ids)
-        except (LaunchError, UsageError) as error:
-            self._tell(SetNotStarted(order.ids, str(error)))
+            self._carry_out(order, now)
+        finally:
+            self._is_ordering = False
 
-    def _end_sets(self, order: EndSets, now: float) -> None:
-        """The engines of these sets were told to end."""
-        for set_id in order.set_ids:
-            engine_set = self._sets.get(set_id)
-            if engine_set is None:
-                log.error("engine set %d: asked to end it (%s), but there is none", set_id, order.why)
-                continue
-            engine_set.asked = True
-            if engine_set.phase is Phase.RUNNING:
-                self._note_litter(engine_set)
-                engine_set.tree.signal_all(signal.SIGCONT)  # one that is stopped would not read that it is to end
-                engine_set.move(Phase.ASKED, order.why, now + ASKED_GRACE_S)
+    def _carry_out(self, order: Order, now: float) -> None:
+        if isinstance(order, EndSets):
+            for set_id in order.set_ids:
+                engine_set = self._sets.get(set_id)
+                if engine_set is None:
+                    log.error("engine set %d: asked to end it (%s), but there is none", set_id, order.why)
+                else:
+                    self._end(engine_set, order, now)
+        elif isinstance(order, EndEngines):
+            for engine in order.engines:
+                log.info("engine %d: is to end (%s)", engine.id, order.why)
+                self._engine_ends.end(engine.id, self._find(engine), order.at_once, now)
+        elif isinstance(order, SignalEngines):
+            for engine in order.engines:
+                process = self._find(engine)
+                if process is not None:
+                    process.signal(order.signum)
+                    process.close()
+        elif isinstance(order, StartEngines):
+            self._start_like(order)
+
+    def _end(self, engine_set: SetProcesses, order: EndSets, now: float) -> None:
+        engine_set.asked = True
+        if engine_set.phase is Phase.RUNNING:
+            self._note_litter(engine_set)
+        if order.at_once and engine_set.phase in (Phase.RUNNING, Phase.ASKED, Phase.TERMINATING):
+            engine_set.move(Phase.KILLING, order.why, now + KILL_GRACE_S)
+            engine_set.tree.signal_all(signal.SIGKILL)
+        elif engine_set.phase is Phase.RUNNING:
+            engine_set.tree.signal_all(signal.SIGCONT)  # one that is stopped would not read that it is to end
+            engine_set.move(Phase.ASKED, order.why, now + ASKED_GRACE_S)
+
+    def _find(self, engine: EngineProcess) -> Watched | None:
+        """Its process; None if it is none of ours, or on another machine."""
+        engine_set = self._sets.get(engine.set_id)
+        if engine_set is None or not engine.pid or engine_set.phase is Phase.GONE:
+            return None
+        return engine_set.tree.watch(engine.pid)
+
+    def _start_like(self, order: StartEngines) -> None:
+        like = self._sets[order.like]
+        try:
+            self.start(len(order.ids), like.launcher, like.detection, like.options, order.ids)
+        except (HpcviewsError, OSError) as error:
+            log.error("engines %s cannot be started again: %s", list(order.ids), error)
+            kind = type(error).__name__ if isinstance(error, HpcviewsError) else "LaunchError"
+            self._tell(SetNotStarted(order.ids, f"the engines are gone, and cannot be started again: {error}", kind))
 
     def on_tick(self, now: float) -> float | None:
         """Do what is due."""
+        if self._post is not None:
+            self._post_waiting(self._post)
         waits = []
         for engine_set in list(self._sets.values()):
             while engine_set.looks and now >= engine_set.looks[-1]:
@@ -339,6 +370,9 @@ class EngineSets:
             self._reap_at = now + REAP_PERIOD_S
             self._reap()
         waits.append(self._reap_at - now)
+        wait = self._engine_ends.on_tick(now)
+        if wait is not None:
+            waits.append(wait)
         return max(0.0, min(waits))
 
     # ------------------------------------------------------------ the state machine
@@ -422,7 +456,7 @@ class EngineSets:
         return explain_end(how, logs, engine_set.launcher)
 
     def _tell(self, event: Event) -> None:
-        if self._post is None:
+        if self._post is None or self._is_ordering:
             self._unposted.append(event)
         else:
             self._post(event)
@@ -431,6 +465,7 @@ class EngineSets:
 
     def close(self) -> None:
         """Kill whatever is still there, at once, and wait for it. For the very end of the controller's process."""
+        self._engine_ends.close()
         living = [s for s in self._sets.values() if s.phase is not Phase.GONE]
         for engine_set in living:
             self._note_litter(engine_set)

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -295,6 +295,58 @@ def reap_orphans() -> int:
     return reaped
 
 
+class WatchedProcess:
+    """A process that need not be our child, held by a pidfd: never a later one with its pid."""
+
+    def __init__(self, stat: Stat, fd: int):
+        self._stat = stat
+        self._fd = fd
+
+    @classmethod
+    def open(cls, stat: Stat) -> WatchedProcess | None:
+        """Hold it; None if it is gone."""
+        try:
+            fd = os.pidfd_open(stat.pid)
+        except ProcessLookupError:
+            return None
+        now = read_stat(stat.pid)
+        if now is None or now.start != stat.start:
+            os.close(fd)
+            return None
+        return cls(stat, fd)
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._stat.pid
+
+    def fileno(self) -> int:
+        """Readable when it has ended."""
+        return self._fd
+
+    def has_ended(self) -> bool:
+        """Whether it has."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal; nothing happens if it has ended."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self._fd, signum)
+
+    def kill(self) -> None:
+        """Send SIGKILL to it and to all that it has started."""
+        below = [] if self.has_ended() else find_descendants(self.pid, read_all_stats())
+        self.signal(signal.SIGKILL)
+        for stat in below:
+            send_signal(stat, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self._fd)
+
+
 # ---------------------------------------------------------------- a starter and what it started
 
 
@@ -345,11 +397,12 @@ class ProcessTree:
             if signum == signal.SIGTERM:
                 send_signal(stat, signal.SIGCONT)  # one that is stopped would not see it
 
-    def signal_some(self, pids: Collection[int], signum: int) -> None:
-        """Send a signal to those of these processes that are of the tree: a pid may be another node's."""
+    def watch(self, pid: int) -> WatchedProcess | None:
+        """A process of the tree, by its id; None if there is none of that id."""
         for stat in self._find_members():
-            if stat.pid in pids:
-                send_signal(stat, signum)
+            if stat.pid == pid and pid != self.pid:
+                return WatchedProcess.open(stat)
+        return None
 
     def close(self) -> None:
         """Forget it."""

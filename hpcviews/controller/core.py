@@ -16,7 +16,7 @@ from hpcviews.controller.finished import Finished
 from hpcviews.controller.functions import FunctionTable
 from hpcviews.controller.outcomes import Outcomes
 from hpcviews.controller.scheduler import Scheduler
-from hpcviews.controller.state import Client, Ending, Engine, EngineSet, Route, Work, WorkPhase
+from hpcviews.controller.state import Client, Ending, EndingPhase, Engine, EngineSet, Route, SetPhase, Work, WorkPhase
 from hpcviews.ids import EngineId, RunKey, Session, SetId
 from hpcviews.wire import messages as m
 
@@ -54,8 +54,6 @@ class Gone:
     info: m.EngineInfo
     completed: int
     why: str
-    on_purpose: bool
-    """A client had it ended: should it connect again, it has not heard."""
 
 
 @dataclass
@@ -87,7 +85,7 @@ class Core:
     stopping: str = ""
     """Why the cluster is ending; "" while it is not."""
     endings: list[Ending] = field(default_factory=list)
-    """Engines that clients have asked to be ended, and are told of when they have."""
+    """What clients want to end, and has not."""
     late_replies: int = 0
     malformed: int = 0
 
@@ -98,9 +96,18 @@ class Core:
 
     def remember_gone(self, engine: Engine, why: str) -> None:
         """An engine is not there any more."""
-        self.gone[engine.id] = Gone(engine.info, engine.completed, why, bool(engine.ending))
+        self.gone[engine.id] = Gone(engine.info, engine.completed, why)
         while len(self.gone) > GONE_ENGINES_KEPT:
             del self.gone[next(iter(self.gone))]
+
+    @property
+    def expects_engines(self) -> bool:
+        """Whether engines are being started, or will be in the place of others."""
+        if self.stopping:
+            return False
+        return any(s.phase is SetPhase.STARTING for s in self.sets.values()) or any(
+            ending.starts or ending.starting for ending in self.endings
+        )
 
     def find_work(self, session: Session, seq: int) -> Work | None:
         """A request that has not ended, of any client."""
@@ -201,10 +208,14 @@ class Core:
                 assert digest in engine.functions
         assert not uses, "a request names a function that is gone"
         for engine_set in self.sets.values():
-            assert len(engine_set.engines) <= engine_set.n
             for engine_id in engine_set.engines:
                 assert self.engines[engine_id].info.set_id == engine_set.id
+            assert engine_set.released <= set(engine_set.ids)
         for ending in self.endings:
-            assert ending.waits_for, "an ending that is over was kept"
+            assert ending.phase is not EndingPhase.OVER
+            if ending.phase is EndingPhase.ENDING:
+                assert ending.is_waiting, "nothing is waited for, and the client was not told"
+            else:
+                assert ending.starting and not ending.is_waiting
             assert all(self.engines[engine_id].ending for engine_id in ending.engines)
             assert not any(self.sets[set_id].is_over for set_id in ending.sets)

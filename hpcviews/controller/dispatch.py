@@ -1,7 +1,7 @@
 """What happens for which event: the table from messages and events to the functions that decide.
 
-What clients ask for is in requests.py, who comes and goes in members.py, what becomes of tasks before an engine has
-them in tasks.py, which engine that is in scheduler.py.
+What clients ask for is in requests.py, who comes and goes in members.py, whom clients end in endings.py and signal in
+signals.py, what becomes of tasks before an engine has them in tasks.py, which engine that is in scheduler.py.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hpcviews.controller import endings, inquiries, members, requests, sharing, tasks
+from hpcviews.controller import endings, inquiries, members, requests, sharing, signals, tasks
 from hpcviews.controller.core import Core
 from hpcviews.controller.events import (
+    ArchiveAnswer,
     ArchiveFailed,
     ArchiveWrote,
+    EnginesEnded,
     Event,
     SetExited,
     SetNotStarted,
@@ -58,6 +60,7 @@ def on_message(
         members.on_client_hello(core, out, route, message)
     elif isinstance(message, m.EngineHello) and role != "client" and client is None:
         members.on_engine_hello(core, out, route, message, now)
+        endings.advance(core, out)  # it may have connected anew, before its old connection was known to be gone
         tasks.settle(core, out)
     elif client is None and engine is None and kind in _FROM_ENGINE:
         # An engine that was given up while its answer was under way; it will notice and say hello again.
@@ -76,6 +79,7 @@ def on_disconnect(core: Core, out: Outbox, route: Route, why: str) -> None:
     if engine is not None:
         # Engines that are told to end close their connections: nothing was killed, and the log must not say so.
         members.on_engine_lost(core, out, engine, "ended with the cluster" if core.stopping else why)
+        endings.advance(core, out)
     tasks.settle(core, out)
 
 
@@ -83,18 +87,21 @@ def on_event(core: Core, out: Outbox, event: Event) -> None:
     """Something happened that no peer said: to the processes of an engine set, in the archive, to the owner."""
     if isinstance(event, SetStarted):
         members.on_set_started(core, out, event)
-    elif isinstance(event, SetNotStarted):
-        members.on_set_not_started(core, out, event)
     elif isinstance(event, SetExited):
         members.on_set_exited(core, out, event)
+    elif isinstance(event, EnginesEnded):
+        endings.on_engines_ended(core, out, event)
     elif isinstance(event, StopRequested):
         members.on_stop(core, out, event.why)
     elif isinstance(event, ArchiveWrote):
         core.finished.on_kept(event.nbytes, event.dropped)
     elif isinstance(event, ArchiveFailed):
         core.finished.on_archive_failed()
-    else:
+    elif isinstance(event, ArchiveAnswer):
         core.finished.on_answer(core, out, event)
+    if isinstance(event, SetStarted | SetNotStarted):
+        endings.on_set_answer(core, event)
+    endings.advance(core, out)
     tasks.settle(core, out)
 
 
@@ -159,6 +166,7 @@ def _on_engine_leave(
     core: Core, out: Outbox, engine: Engine, message: m.EngineLeave, frames: Frames, now: float
 ) -> None:
     members.on_engine_lost(core, out, engine, message.why or "it left")
+    endings.advance(core, out)
 
 
 def _on_function(core: Core, out: Outbox, client: Client, message: m.Function, frames: Frames, now: float) -> None:
@@ -178,8 +186,8 @@ _FROM_CLIENT: dict[type[m.Message], Callable[..., Any]] = {
     m.Mapped: sharing.on_mapped,
     m.Function: _on_function,
     m.ForgetFunction: _on_forget_function,
-    m.SignalEngines: endings.on_signal_engines,
-    m.InterruptRequests: endings.on_interrupt_requests,
+    m.SignalEngines: signals.on_signal_engines,
+    m.InterruptRequests: signals.on_interrupt_requests,
     m.EndEngines: endings.on_end_engines,
     m.Follow: inquiries.on_follow,
     m.Resubmit: inquiries.on_resubmit,

@@ -1,201 +1,173 @@
-"""What clients do to engines while these run: signals, interrupts; and engines that are ended or restarted on purpose.
+"""Engines that clients end, and start again: told or killed first, answered for when they are really gone.
 
-An engine that is ended on purpose is not lost: its set has one engine less, and is not degraded by it. Where all
-engines of a set go, the set goes with them, and its launcher's process. Who asked is answered when everything is gone;
-for a restart, when the engines that stand in have been ordered from their launcher and it runs.
+An engine that is ended on purpose is *released* from its set, which goes on without it and is not degraded. When it is
+the last one, the whole set ends. Others take its place as a new engine set, with its ids.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 
-from hpcviews.controller import answers, requests
+from hpcviews.controller import members, tasks
 from hpcviews.controller.core import Core
-from hpcviews.controller.events import EndSets, KillEngines, StartEngines
-from hpcviews.controller.news import move_set
+from hpcviews.controller.events import EndEngines, EndSets, EnginesEnded, Order, SetNotStarted, SetStarted, StartEngines
+from hpcviews.controller.news import move_set, settle_set, tell_clients
 from hpcviews.controller.outbox import Outbox
-from hpcviews.controller.state import Client, Ending, Engine, EngineSet, Frames, SetPhase, WorkPhase
+from hpcviews.controller.signals import find_engines, locate
+from hpcviews.controller.state import Client, Ending, EndingPhase, Engine, EngineSet, Frames, SetPhase
 from hpcviews.errors import ProtocolError
 from hpcviews.ids import EngineId, SetId
 from hpcviews.wire import messages as m
 
 log = logging.getLogger("hpcviews.controller.endings")
 
-WAYS = ("stop", "kill", "restart")
-SIGNAL_MAX = 64
-SIGKILL = 9
-"""Linux' number; the core imports nothing that asks the system."""
-
-# ---------------------------------------------------------------- signals and interrupts
-
-
-def on_signal_engines(
-    core: Core, out: Outbox, client: Client, message: m.SignalEngines, frames: Frames, now: float
-) -> None:
-    """Hand a signal on."""
-    if not 1 <= message.signum <= SIGNAL_MAX:
-        raise ProtocolError(f"signal {message.signum}")
-    engines = _find_engines(core, out, client, message.seq, message.targets)
-    if engines is None:
-        return
-    for engine in engines:
-        out.send(engine.route, m.EngineSignal(message.signum))
-    out.send(client.route, m.Acknowledged(message.seq))
-
-
-def on_interrupt_requests(
-    core: Core, out: Outbox, client: Client, message: m.InterruptRequests, frames: Frames, now: float
-) -> None:
-    """Interrupt requests where they run, and withdraw them where they do not; none of them is tried again."""
-    handed_out = []
-    for work in requests.find_works(core, client, message.seqs):
-        work.is_aborting = True
-        if work.phase in (WorkPhase.WAITING, WorkPhase.QUEUED):
-            answers.fail(core, out, work, "TaskAborted", "withdrawn before it started")
-        else:
-            handed_out.append(work)
-    requests.recall(out, [work for work in handed_out if work.phase is WorkPhase.SENT])
-    keys: dict[Engine, list[int]] = {}
-    for work in handed_out:
-        assert work.engine is not None
-        keys.setdefault(work.engine, []).append(work.key)
-    for engine, own in keys.items():
-        # Behind the Withdraw: what had not started has been given back by then.
-        out.send(engine.route, m.InterruptRuns(own))
-
-
-# ---------------------------------------------------------------- ending engines
+PAST_TENSE = {
+    "stop": "was stopped by a client",
+    "kill": "was killed by a client",
+    "restart": "was restarted by a client",
+}
 
 
 def on_end_engines(core: Core, out: Outbox, client: Client, message: m.EndEngines, frames: Frames, now: float) -> None:
-    """End engines, politely or not, and maybe start others in their place."""
-    if message.how not in WAYS:
-        raise ProtocolError(f"engines are ended by {', '.join(WAYS)}, not {message.how!r}")
-    engines = _find_engines(core, out, client, message.seq, message.targets)
-    if engines is None:
+    """A client wants engines to end."""
+    if message.how not in PAST_TENSE:
+        raise ProtocolError(f"engines cannot be ended by {message.how!r}")
+    engines = find_engines(core, message.targets)
+    error = engines if isinstance(engines, m.ErrorInfo) else _find_objection(core, message.how, engines)
+    if error is not None or isinstance(engines, m.ErrorInfo):
+        out.send(client.route, m.Acknowledged(message.seq, error))
         return
+    log.info("client %s: engines %s: %s", client.session, [engine.id for engine in engines], message.how)
+    ending = Ending(client, message.seq, {engine.id for engine in engines}, set(), set())
+    core.endings.append(ending)
+    orders: list[Order] = []
     by_set: dict[SetId, list[Engine]] = {}
     for engine in engines:
         by_set.setdefault(SetId(engine.info.set_id), []).append(engine)
-    if message.how == "restart" and (refusal := _find_obstacle(core, by_set)):
-        out.send(client.route, m.Acknowledged(message.seq, m.ErrorInfo("UsageError", refusal, "", True)))
-        return
-    ending = Ending(client, message.seq, {})
     for set_id, own in by_set.items():
         engine_set = core.sets.get(set_id)
-        ids = tuple(engine.id for engine in own)
-        is_whole = engine_set is not None and len(own) == len(engine_set.engines)
-        if message.how == "restart":
-            ending.restart[set_id] = ids
+        is_finalizing = engine_set is not None and engine_set.is_whole_world and len(own) == len(engine_set.ids)
+        if engine_set is not None and not engine_set.is_over:
+            orders += _end_in_set(core, out, ending, engine_set, own, message.how)
         for engine in own:
-            engine.ending = "was killed by a client" if message.how == "kill" else "was stopped by a client"
-            ending.engines.add(engine.id)
-        log.info("engines %s: %s, asked by client %s", list(ids), message.how, client.session)
-        _end(out, engine_set, own, message.how, is_whole)
-        if is_whole and engine_set is not None:
-            _end_set(core, out, engine_set, ending)
-    if ending.waits_for:
-        core.endings.append(ending)
-    else:
-        out.send(client.route, m.Acknowledged(message.seq))
+            engine.ending = PAST_TENSE[message.how]
+            if message.how == "kill":
+                out.send(engine.route, m.EngineSignal(signal.SIGKILL))
+            else:
+                out.send(engine.route, m.EngineStop(engine.ending, is_finalizing))
+    # Last: answers may come at once, and find everything as it is to be.
+    for order in orders:
+        out.order(order)
+    advance(core, out)
 
 
-def _end(out: Outbox, engine_set: EngineSet | None, engines: list[Engine], how: str, is_whole: bool) -> None:
-    if how == "kill":
-        for engine in engines:
-            out.send(engine.route, m.EngineSignal(SIGKILL))
-        if engine_set is not None:
-            # Whoever is stopped, or deaf, does not hear it over the wire.
-            out.order(KillEngines(engine_set.id, tuple(engine.info.pid for engine in engines)))
-        return
-    # MPI_Finalize is collective: with a rank missing the others would wait for it.
-    finalize = engine_set is not None and engine_set.is_world and is_whole and len(engines) == engine_set.n
+def _end_in_set(
+    core: Core, out: Outbox, ending: Ending, engine_set: EngineSet, engines: list[Engine], how: str
+) -> list[Order]:
+    """What to order so that some engines of a set, or all, end; and what to start then."""
+    ids = {engine.id for engine in engines}
+    why = f"its engines {PAST_TENSE[how].replace('was', 'were')}"
+    at_once = how == "kill"
+    is_all = _is_all(engine_set, ids)
+    if how == "restart":
+        # With all that there are, those that were lost come back too.
+        again = [i for i in engine_set.ids if i in ids or (is_all and i not in engine_set.released)]
+        ending.starts.append((engine_set.id, tuple(again)))
+    if is_all:
+        ending.sets.add(engine_set.id)
+        if engine_set.phase is not SetPhase.STOPPING:
+            move_set(core, out, engine_set, SetPhase.STOPPING, why)
+        return [EndSets((engine_set.id,), why, at_once)]
+    ending.processes |= ids
+    engine_set.released |= ids.intersection(engine_set.ids)
+    tell_clients(core, out, m.SetChanged(engine_set.info()))
+    settle_set(core, out, engine_set)
+    return [EndEngines(locate(core, engines), why, at_once)]
+
+
+def _is_all(engine_set: EngineSet, ids: set[EngineId]) -> bool:
+    """Whether nothing of a set is left, or to come, without these engines."""
+    if engine_set.phase is SetPhase.STARTING and len(engine_set.engines) < engine_set.n:
+        return False
+    return engine_set.engines <= ids | engine_set.released
+
+
+def _find_objection(core: Core, how: str, engines: list[Engine]) -> m.ErrorInfo | None:
+    """Why these engines cannot be restarted."""
+    if how != "restart":
+        return None
+    if core.stopping:
+        return m.ErrorInfo("UsageError", f"the cluster is stopping: {core.stopping}", "", True)
+    ids = {engine.id for engine in engines}
     for engine in engines:
-        out.send(engine.route, m.EngineStop(engine.ending, finalize))
-
-
-def _end_set(core: Core, out: Outbox, engine_set: EngineSet, ending: Ending) -> None:
-    if engine_set.is_over:
-        return
-    ending.sets.add(engine_set.id)
-    if engine_set.phase is not SetPhase.STOPPING:
-        move_set(core, out, engine_set, SetPhase.STOPPING, "all its engines were ended by a client")
-        out.order(EndSets((engine_set.id,), engine_set.why))
-
-
-def _find_obstacle(core: Core, by_set: dict[SetId, list[Engine]]) -> str:
-    """Why these engines cannot be restarted; "" if they can."""
-    for set_id, own in by_set.items():
-        engine_set = core.sets.get(set_id)
-        if engine_set is None or not engine_set.launcher:
-            return f"engine {own[0].id} was not started by a launcher of this cluster, so it cannot be restarted"
-        if engine_set.is_world and len(own) < len(engine_set.engines):
-            members = ", ".join(map(str, sorted(engine_set.engines)[: answers.IDS_SHOWN_MAX]))
-            return (
-                f"engine {own[0].id} is a rank of an MPI world, whose ranks can only be restarted together: "
-                f"name all of them ({members})"
+        engine_set = core.sets.get(SetId(engine.info.set_id))
+        if engine_set is None:
+            text = f"engine {engine.id} was not started by this cluster, so it cannot be started again: shut it down"
+            return m.ErrorInfo("UsageError", text, "", True)
+        if engine_set.phase is SetPhase.STOPPING:
+            text = f"engine {engine.id} ends already, with its engine set: {engine_set.why}"
+            return m.ErrorInfo("UsageError", text, "", True)
+        if engine.ending:
+            return m.ErrorInfo("UsageError", f"engine {engine.id} ends already: it {engine.ending}", "", True)
+        if engine_set.is_world and not engine_set.engines <= ids | engine_set.released:
+            every = ", ".join(map(str, sorted(engine_set.engines)))
+            text = (
+                f"engine {engine.id} is a rank of an MPI world, which cannot get a new rank: "
+                f"restart all engines of its engine set together ({every})"
             )
-    return ""
+            return m.ErrorInfo("UsageError", text, "", True)
+    return None
 
 
-def _find_engines(core: Core, out: Outbox, client: Client, seq: int, targets: list[int]) -> list[Engine] | None:
-    """The engines, each once; None if one is not there, and then the client has been told."""
-    engines = []
-    for target in dict.fromkeys(targets):
-        engine = core.engines.get(EngineId(target))
-        if engine is None:
-            name, text = answers.describe_missing(core, EngineId(target))
-            out.send(client.route, m.Acknowledged(seq, m.ErrorInfo(name, text, "", True)))
-            return None
-        engines.append(engine)
-    return engines
+def on_engines_ended(core: Core, out: Outbox, event: EnginesEnded) -> None:
+    """The processes of these engines are gone, or cannot be reached."""
+    for engine_id in event.ids:
+        for ending in core.endings:
+            ending.processes.discard(engine_id)
+            engine = core.engines.get(engine_id)
+            if event.why and engine is not None and engine_id in ending.engines:
+                # Its connection may stand; but nobody is to wait for it any longer.
+                ending.note_error("EngineError", f"engine {engine_id} does not end: {event.why}")
+                engine.ending = f"{engine.ending} and does not end: {event.why}"
+                members.on_engine_lost(core, out, engine, engine.ending)
 
 
-# ---------------------------------------------------------------- and when they are gone
-
-
-def on_engine_gone(core: Core, out: Outbox, engine_id: EngineId) -> None:
-    """An engine is not there any more."""
-    for ending in list(core.endings):
-        if engine_id in ending.engines:
-            ending.engines.discard(engine_id)
-            _go_on(core, out, ending)
-
-
-def on_set_gone(core: Core, out: Outbox, set_id: SetId) -> None:
-    """The processes of a set are not there any more."""
-    for ending in list(core.endings):
-        if set_id in ending.sets:
-            ending.sets.discard(set_id)
-            _go_on(core, out, ending)
-
-
-def on_started(core: Core, out: Outbox, ids: tuple[EngineId, ...], why_not: str) -> None:
-    """Engines that stand in for others are being started; or cannot be, for a reason."""
-    for ending in list(core.endings):
-        if ids in ending.starts:
-            ending.starts.discard(ids)
-            ending.error = ending.error or why_not
-            _go_on(core, out, ending)
-
-
-def forget_client(core: Core, client: Client) -> None:
-    """Nobody waits for the answer any more; what was asked for goes on."""
+def on_set_answer(core: Core, event: SetStarted | SetNotStarted) -> None:
+    """What was ordered to take the place of engines has been started, or cannot be."""
     for ending in core.endings:
-        if ending.client is client:
-            ending.seq = -1
+        if event.ids in ending.starting:
+            ending.starting.discard(event.ids)
+            if isinstance(event, SetNotStarted):
+                ending.note_error(event.error, event.why)
 
 
-def _go_on(core: Core, out: Outbox, ending: Ending) -> None:
-    if not ending.engines and not ending.sets and ending.restart:
-        restart, ending.restart = ending.restart, {}
-        if not core.stopping:
-            ending.starts.update(restart.values())
-            for like, ids in restart.items():
-                out.order(StartEngines(like, ids))  # it may be answered at once
-    if ending.waits_for or ending not in core.endings:
-        return
+def advance(core: Core, out: Outbox) -> None:
+    """Engines, processes or sets are gone, or others were started: go on with whatever has waited for that."""
+    for ending in core.endings:
+        ending.engines = {i for i in ending.engines if i in core.engines and core.engines[i].ending}
+        ending.sets = {i for i in ending.sets if not core.sets[i].is_over}
+    for ending in list(core.endings):
+        if ending.phase is not EndingPhase.ENDING or ending.is_waiting:
+            continue
+        if ending.starts and not core.stopping:
+            ending.move(EndingPhase.STARTING)
+            ending.starting = {ids for _, ids in ending.starts}
+            starts, ending.starts = ending.starts, []
+            for like, ids in starts:
+                out.order(StartEngines(like, ids))  # may be answered at once, and come here again
+        elif ending.starts:
+            ending.note_error("UsageError", f"the engines are gone, and the cluster is stopping: {core.stopping}")
+            ending.starts = []
+    for ending in list(core.endings):
+        if ending.phase is not EndingPhase.OVER and not (ending.is_waiting or ending.starting or ending.starts):
+            _answer(core, out, ending)
+
+
+def _answer(core: Core, out: Outbox, ending: Ending) -> None:
+    ending.move(EndingPhase.OVER)
     core.endings.remove(ending)
-    if ending.seq >= 0 and ending.client.is_listening:
-        error = m.ErrorInfo("LaunchError", ending.error, "", True) if ending.error else None
+    tasks.end_stranded(core, out)  # what waited for engines that have not been started
+    if ending.client.is_listening:
+        error = m.ErrorInfo(ending.error, ending.why, "", True) if ending.error else None
         out.send(ending.client.route, m.Acknowledged(ending.seq, error))

@@ -42,6 +42,17 @@ class SetNotStarted:
 
     ids: tuple[EngineId, ...]
     why: str
+    error: str
+    """Class in errors.py to raise for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesEnded:
+    """The answer to EndEngines, in one piece or several: the processes of these engines are gone."""
+
+    ids: tuple[EngineId, ...]
+    why: str = ""
+    """Why they may be not, after all that could be done; else ""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,9 @@ class ArchiveAnswer:
     nothing."""
 
 
-Event = SetStarted | SetNotStarted | SetExited | StopRequested | ArchiveWrote | ArchiveFailed | ArchiveAnswer
+Event = (
+    SetStarted | SetNotStarted | SetExited | EnginesEnded | StopRequested | ArchiveWrote | ArchiveFailed | ArchiveAnswer
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +104,35 @@ class EndSets:
 
     set_ids: tuple[SetId, ...]
     why: str
+    at_once: bool = False
+    """Without the grace period."""
 
 
 @dataclass(frozen=True, slots=True)
-class KillEngines:
-    """Kill these processes of an engine set, where they are on this machine: also those that are stopped."""
+class EngineProcess:
+    """Where the process of an engine is to be found."""
 
+    id: EngineId
     set_id: SetId
-    pids: tuple[int, ...]
+    pid: int
+    """On the controller's machine; 0 if it is on another."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndEngines:
+    """As EndSets, for some engines of sets that go on. Answered with EnginesEnded."""
+
+    engines: tuple[EngineProcess, ...]
+    why: str
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignalEngines:
+    """Send a signal to these engines' processes, as far as they are on this machine: they may not read messages."""
+
+    engines: tuple[EngineProcess, ...]
+    signum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +181,7 @@ class ForgetRecords:
     engines: frozenset[EngineId]
 
 
-ProcessOrder = EndSets | KillEngines | StartEngines
+ProcessOrder = EndSets | EndEngines | SignalEngines | StartEngines
 ArchiveOrder = KeepRecords | FindRecords | QueryRecords | ForgetRecords
 Order = ProcessOrder | ArchiveOrder
 

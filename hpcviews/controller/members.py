@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hpcviews.controller import endings, requests, sharing, tasks
+from hpcviews.controller import requests, sharing, tasks
 from hpcviews.controller.core import Core
-from hpcviews.controller.events import EndSets, SetExited, SetNotStarted, SetStarted
-from hpcviews.controller.news import move_set, tell_clients
+from hpcviews.controller.events import EndSets, SetExited, SetStarted
+from hpcviews.controller.news import move_set, settle_set, tell_clients
 from hpcviews.controller.outbox import Outbox
 from hpcviews.controller.state import Client, Engine, EngineSet, Route, SetPhase
 from hpcviews.errors import ProtocolError
@@ -54,7 +54,6 @@ def on_client_lost(core: Core, out: Outbox, client: Client) -> None:
 
 def _forget_client(core: Core, out: Outbox, client: Client) -> None:
     requests.drop_client(client)
-    endings.forget_client(core, client)
     core.functions.forget_all_of(out, client)
     sharing.on_client_gone(core, out, client)
     del core.clients[client.route]
@@ -79,9 +78,8 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
     if core.stopping or (engine_set is not None and engine_set.phase in (SetPhase.STOPPING, SetPhase.FAILED)):
         out.send(route, m.EngineStop(core.stopping or "its engine set ends", False))
         return
-    before = core.gone.get(EngineId(hello.info.id))
-    if before is not None and before.on_purpose and before.info.uuid == hello.info.uuid:
-        out.send(route, m.EngineStop(before.why, False))
+    if engine_set is not None and _find_wanted_id(engine_set, hello.info) in engine_set.released:
+        out.send(route, m.EngineStop("a client has ended this engine", False))  # it had lost its connection before
         return
     if route in core.engine_by_route:
         raise ProtocolError("a second hello on one connection")
@@ -105,9 +103,8 @@ def on_engine_hello(core: Core, out: Outbox, route: Route, hello: m.EngineHello,
     tell_clients(core, out, m.EnginesJoined([info]))
     if engine_set is not None:
         engine_set.engines.add(engine_id)
-        if len(engine_set.engines) == engine_set.n and engine_set.phase is not SetPhase.READY:
-            move_set(core, out, engine_set, SetPhase.READY)
-            tasks.end_stranded(core, out)  # who waited for an engine of it that is not among these waits no more
+        settle_set(core, out, engine_set)
+        tasks.end_stranded(core, out)  # who waited for an engine of it that is not among these waits no more
     out.ask_for_scheduling()
 
 
@@ -128,23 +125,26 @@ def on_engine_lost(core: Core, out: Outbox, engine: Engine, why: str) -> None:
     engine_set = core.sets.get(SetId(engine.info.set_id))
     if engine_set is not None:
         engine_set.engines.discard(engine.id)
-        if engine.ending:
-            engine_set.n -= 1
-            tell_clients(core, out, m.SetChanged(engine_set.info()))
-        elif engine_set.phase in (SetPhase.STARTING, SetPhase.READY):
+        if engine.id not in engine_set.released and engine_set.phase in (SetPhase.STARTING, SetPhase.READY):
             move_set(core, out, engine_set, SetPhase.DEGRADED, f"engine {engine.id} was lost: {why}")
-    endings.on_engine_gone(core, out, engine.id)
     tasks.end_stranded(core, out)
 
 
 def _choose_engine_id(core: Core, engine_set: EngineSet | None, info: m.EngineInfo) -> EngineId:
-    wanted = info.id if info.id >= 0 else -1
-    if wanted < 0 and engine_set is not None and 0 <= info.index < len(engine_set.ids):
-        wanted = engine_set.ids[info.index]
-    if wanted >= 0 and EngineId(wanted) not in core.engines and wanted < core.next_engine_id:
-        return EngineId(wanted)
+    wanted = _find_wanted_id(engine_set, info)
+    if wanted is not None and wanted not in core.engines and wanted < core.next_engine_id:
+        return wanted
     core.next_engine_id += 1
     return EngineId(core.next_engine_id - 1)
+
+
+def _find_wanted_id(engine_set: EngineSet | None, info: m.EngineInfo) -> EngineId | None:
+    """The id it had, or the one for its place in its set."""
+    if info.id >= 0:
+        return EngineId(info.id)
+    if engine_set is not None and 0 <= info.index < len(engine_set.ids):
+        return engine_set.ids[info.index]
+    return None
 
 
 # ---------------------------------------------------------------- engine sets
@@ -157,18 +157,10 @@ def on_set_started(core: Core, out: Outbox, event: SetStarted) -> None:
         # Ids follow the index inside the set, so engine 3 of the first set is rank 3 whoever registers first.
         ids = [EngineId(core.next_engine_id + index) for index in range(event.n)]
         core.next_engine_id += event.n
-    engine_set = EngineSet(event.set_id, event.launcher, event.n, event.is_world, event.log, ids)
+    engine_set = EngineSet(event.set_id, event.launcher, ids, event.is_world, event.log)
     core.sets[event.set_id] = engine_set
     log.info("engine set %d: %d engines by %s", event.set_id, event.n, event.launcher)
     tell_clients(core, out, m.SetChanged(engine_set.info()))
-    endings.on_started(core, out, event.ids, "")
-
-
-def on_set_not_started(core: Core, out: Outbox, event: SetNotStarted) -> None:
-    """Engines that were to stand in for others could not be started."""
-    log.error("engines %s: not started: %s", list(event.ids), event.why)
-    endings.on_started(core, out, event.ids, event.why)
-    tasks.end_stranded(core, out)
 
 
 def on_set_exited(core: Core, out: Outbox, event: SetExited) -> None:
@@ -182,7 +174,6 @@ def on_set_exited(core: Core, out: Outbox, event: SetExited) -> None:
         move_set(core, out, engine_set, to, engine_set.why, engine_set.error)
     else:
         move_set(core, out, engine_set, SetPhase.FAILED, event.why, event.error)
-    endings.on_set_gone(core, out, engine_set.id)
     tasks.end_stranded(core, out)
     _finish_if_over(core, out)
 
@@ -225,9 +216,7 @@ def on_stop(core: Core, out: Outbox, why: str) -> None:
             ending.append(engine_set.id)
     for engine in core.engines.values():
         owner = core.sets.get(SetId(engine.info.set_id))
-        # MPI_Finalize is collective: with one rank missing the others would wait for it.
-        whole = owner is not None and owner.is_world and len(owner.engines) == owner.n
-        out.send(engine.route, m.EngineStop(why, whole))
+        out.send(engine.route, m.EngineStop(why, owner is not None and owner.is_whole_world))
     tasks.end_stranded(core, out)
     if ending:
         out.order(EndSets(tuple(ending), why))

@@ -24,3 +24,10 @@ def move_set(core: Core, out: Outbox, engine_set: EngineSet, to: SetPhase, why: 
     level = logging.ERROR if to is SetPhase.FAILED else logging.INFO
     log.log(level, "engine set %d: %s%s", engine_set.id, to.value, f" ({why})" if why else "")
     tell_clients(core, out, m.SetChanged(engine_set.info()))
+
+
+def settle_set(core: Core, out: Outbox, engine_set: EngineSet) -> None:
+    """It is ready when all engines are there that it is to have."""
+    is_complete = len(engine_set.engines - engine_set.released) == engine_set.n
+    if is_complete and engine_set.phase in (SetPhase.STARTING, SetPhase.DEGRADED):
+        move_set(core, out, engine_set, SetPhase.READY)

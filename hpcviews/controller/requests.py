@@ -258,8 +258,10 @@ def lose_engine(core: Core, out: Outbox, engine: Engine, why: str) -> int:
             tasks.retry(core, out, work, engine.id, f"{why} before it answered")
             requeued += 1
         else:
-            hint = f"`hpcviews logs {core.identity.cluster}` may tell why"
-            answers.fail(core, out, work, "EngineError", f"engine {engine.id} {why} before it answered; {hint}")
+            text = f"engine {engine.id} {why} before it answered"
+            if not engine.ending:
+                text += f"; `hpcviews logs {core.identity.cluster}` may tell why"
+            answers.fail(core, out, work, "EngineError", text)
     return requeued
 
 

@@ -61,17 +61,17 @@ class EngineSet:
 
     id: SetId
     launcher: str
-    n: int
-    """Engines it is to have: those it was started with, less those that were ended on purpose."""
+    ids: Sequence[EngineId]
+    """Of the engines that were started, by their index."""
     is_world: bool
     log: str
-    ids: Sequence[EngineId]
-    """Ids of its engines by their index."""
     phase: SetPhase = SetPhase.STARTING
     why: str = ""
     error: str = ""
     engines: set[EngineId] = field(default_factory=set)
     """Those that are registered now."""
+    released: set[EngineId] = field(default_factory=set)
+    """Those that a client has ended: it goes on without them, and nothing is wrong with it."""
     story: deque[str] = field(default_factory=lambda: deque(maxlen=16))
 
     def move(self, to: SetPhase, why: str = "", error: str = "") -> None:
@@ -80,6 +80,16 @@ class EngineSet:
         if to not in SET_MOVES[self.phase]:
             raise IllegalMove(f"engine set {self.id}: " + "; ".join(self.story))
         self.phase, self.why, self.error = to, why, error
+
+    @property
+    def n(self) -> int:
+        """How many engines it is to have."""
+        return len(self.ids) - len(self.released)
+
+    @property
+    def is_whole_world(self) -> bool:
+        """Whether it is an MPI world that has all its ranks: without one, MPI_Finalize of the others never returns."""
+        return self.is_world and len(self.engines) == len(self.ids)
 
     @property
     def is_over(self) -> bool:
@@ -139,7 +149,7 @@ class Engine:
     run_time_s: float | None = None
     """Smoothed run time of its tasks; None before the first."""
     ending: str = ""
-    """How it is being ended on purpose ("stopped by a client"), "" while it is not."""
+    """What a client has done to it, as "was killed by a client"; "" while it is to live."""
     moved_at: float = 0.0
     """When it last took or answered something, in the loop's monotonic seconds."""
     pools: list[Any] = field(default_factory=list)
@@ -169,29 +179,6 @@ class Engine:
         self.in_flight.clear()
         self.tasks.clear()
         return works
-
-
-@dataclass(slots=True, eq=False)
-class Ending:
-    """Engines that are being ended because a client asked for it."""
-
-    client: Client
-    seq: int
-    """The client's number of the question, which is answered when they are gone."""
-    restart: dict[SetId, tuple[EngineId, ...]]
-    """Engines to start as soon as they are gone, by the set whose launcher starts them."""
-    engines: set[EngineId] = field(default_factory=set)
-    """Those that are still there."""
-    sets: set[SetId] = field(default_factory=set)
-    """Sets that end with them, whose processes are still there."""
-    starts: set[tuple[EngineId, ...]] = field(default_factory=set)
-    """Those that have been ordered and not been started."""
-    error: str = ""
-
-    @property
-    def waits_for(self) -> bool:
-        """Whether anything of it is still to come."""
-        return bool(self.engines or self.sets or self.starts)
 
 
 # ---------------------------------------------------------------- requests and tasks
@@ -282,6 +269,65 @@ class Work:
             f"<{'task' if self.is_task else 'request'} {self.client.session}-{self.seq}: {self.phase.name}, "
             f"engine {self.engine.id if self.engine else None}, key {self.key}>"
         )
+
+
+# ---------------------------------------------------------------- engines that clients end
+
+
+class EndingPhase(enum.Enum):
+    """States of a client's wish that engines end."""
+
+    ENDING = "ending"
+    """They have been told, or killed, and are not all gone."""
+    STARTING = "starting"
+    """They are gone, and others are being started in their place."""
+    OVER = "over"
+    """The client has been told."""
+
+
+ENDING_MOVES: Mapping[EndingPhase, frozenset[EndingPhase]] = {
+    EndingPhase.ENDING: frozenset({EndingPhase.STARTING, EndingPhase.OVER}),
+    EndingPhase.STARTING: frozenset({EndingPhase.OVER}),
+    EndingPhase.OVER: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Ending:
+    """A client's wish that engines end, and perhaps that others take their place."""
+
+    client: Client
+    seq: int
+    engines: set[EngineId]
+    """Those that are still registered."""
+    processes: set[EngineId]
+    """Those of which it is not known that their process is gone."""
+    sets: set[SetId]
+    """Whole sets that have not ended."""
+    starts: list[tuple[SetId, tuple[EngineId, ...]]] = field(default_factory=list)
+    """What to start when all are gone: sets like these, with these ids."""
+    starting: set[tuple[EngineId, ...]] = field(default_factory=set)
+    """Those of `starts` that have been ordered and not answered."""
+    error: str = ""
+    why: str = ""
+    """The first thing that went wrong: class in errors.py, and text."""
+    phase: EndingPhase = EndingPhase.ENDING
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something of it is still there."""
+        return bool(self.engines or self.processes or self.sets)
+
+    def note_error(self, error: str, why: str) -> None:
+        """Something went wrong."""
+        if not self.error:
+            self.error, self.why = error, why
+
+    def move(self, to: EndingPhase) -> None:
+        """Go to another phase."""
+        if to not in ENDING_MOVES[self.phase]:
+            raise IllegalMove(f"ending {self.seq} of client {self.client.session}: {self.phase.name} -> {to.name}")
+        self.phase = to
 
 
 P = TypeVar("P", bound=enum.Enum)

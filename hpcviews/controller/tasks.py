@@ -7,7 +7,7 @@ from hpcviews.controller.attempts import NOBODY, Attempts
 from hpcviews.controller.core import Core
 from hpcviews.controller.dependencies import Doomed
 from hpcviews.controller.outbox import Outbox
-from hpcviews.controller.state import NO_KEY, SetPhase, Work, WorkPhase
+from hpcviews.controller.state import NO_KEY, Work, WorkPhase
 from hpcviews.ids import EngineId
 from hpcviews.wire import messages as m
 
@@ -89,7 +89,7 @@ def submit(core: Core, out: Outbox, work: Work) -> None:
 def queue(core: Core, out: Outbox, work: Work) -> None:
     """A task waits for an engine, unless none can come."""
     if (not core.engines or work.targets is not None) and (
-        not core.scheduler.has_engine(work.targets, NOBODY) and not _are_engines_coming(core)
+        not core.scheduler.has_engine(work.targets, NOBODY) and not core.expects_engines
     ):
         answers.end(core, out, work, answers.make_failure(work.seq, -1, *_describe_stranded(core, work)))
         return
@@ -110,7 +110,7 @@ def queue_again(core: Core, work: Work) -> None:
 
 def end_stranded(core: Core, out: Outbox) -> None:
     """Engines are gone, or all that were to come are there: nothing waits for ever for engines that cannot come."""
-    is_hopeful = _are_engines_coming(core)
+    is_hopeful = core.expects_engines
     for work in core.scheduler.take_stranded(barred_only=is_hopeful):
         has_others = work.attempts is not None and _choose_engines(core, work)
         if has_others or is_hopeful or (work.barred and _may_wait_for_new_engines(work)):
@@ -118,14 +118,6 @@ def end_stranded(core: Core, out: Outbox) -> None:
             out.ask_for_scheduling()
         else:
             answers.end(core, out, work, answers.make_failure(work.seq, -1, *_describe_stranded(core, work)))
-
-
-def _are_engines_coming(core: Core) -> bool:
-    if core.stopping:
-        return False
-    return any(s.phase is SetPhase.STARTING for s in core.sets.values()) or any(
-        ending.restart or ending.starts for ending in core.endings
-    )
 
 
 def _describe_stranded(core: Core, work: Work) -> tuple[str, str]:

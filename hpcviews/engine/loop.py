@@ -262,7 +262,7 @@ class EngineLoop(threading.Thread):
         elif isinstance(message, m.InterruptRuns):
             worker.interrupt(message.keys)
         elif isinstance(message, m.EngineSignal):
-            worker.signal(message.signum)
+            self._signal_self(message.signum)
         elif isinstance(message, m.EngineWelcome):
             self._is_welcome = True
             self._info = msgspec.structs.replace(self._info, id=message.id)
@@ -278,6 +278,13 @@ class EngineLoop(threading.Thread):
             self._on_stop(message)
         elif isinstance(message, m.Refused):
             self._give_up(EXIT_REFUSED, f"the controller refuses this engine: {message.text}")
+
+    def _signal_self(self, signum: int) -> None:
+        try:
+            # To the main thread, where handlers of user code run: it wakes from whatever system call it waits in.
+            self._worker.signal(signum)
+        except (OSError, ValueError) as error:
+            _write_log(f"engine {self._info.id}: signal {signum} cannot be sent to it: {error}")
 
     def _on_stop(self, message: m.EngineStop) -> None:
         if self._stop_at is None:

@@ -1,4 +1,4 @@
-"""Thousands of random events, all invariants checked after each; in the end every request has exactly one result.
+"""Thousands of random events, all invariants checked after each; in the end everything asked has exactly one answer.
 
 What tasks depend on is checked by a model that knows only results: no task runs before it may, or where it must not,
 and none is called impossible that is not. Clients also ask for results of each other, which come from an archive that
@@ -8,27 +8,36 @@ answers when it likes, and run requests of each other again.
 from __future__ import annotations
 
 import random
+import signal
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
-from core_world import World, done
+from core_world import World, done, make_info
 
 from hpcviews.controller import dispatch
 from hpcviews.controller.events import (
     ArchiveAnswer,
+    ArchiveOrder,
     ArchiveWrote,
+    EndEngines,
+    EndSets,
+    EnginesEnded,
     Event,
     FindRecords,
     ForgetRecords,
     KeepRecords,
     QueryRecords,
+    SetExited,
+    SetNotStarted,
+    SetStarted,
+    StartEngines,
 )
 from hpcviews.controller.finished import Bounds, Finished, Key, Record
 from hpcviews.controller.record_rows import render_record
-from hpcviews.controller.state import Route
-from hpcviews.ids import parse_msg_id_run, render_msg_id_runs
+from hpcviews.controller.state import Route, SetPhase
+from hpcviews.ids import SetId, parse_msg_id_run, render_msg_id_runs
 from hpcviews.wire import messages as m
 
 STEPS = 500
@@ -49,12 +58,17 @@ class Walk:
         self.answered: dict[Route, dict[int, int]] = {}
         self.left: set[Route] = set()
         self.holding: dict[Route, list[int]] = {}
-        self.engine_ids: dict[Route, int] = {}
+        self.places: dict[Route, tuple[int, int]] = {}
+        """Engine set and index in it of each engine."""
+        self.told_to_end: set[Route] = set()
+        self.ends: dict[Route, set[int]] = {}
+        """Ends of engines, and signals, that each client waits for."""
+        self.next_set = 1
         self.to_map: dict[Route, list[int]] = {}
         self.lent: dict[Route, set[int]] = {}
         """Attempts whose results engines gave in shared memory, and did not get back yet."""
         self.lives = 0
-        self.next_seq = 0
+        self.next_seq = 1
         self.sessions: dict[Route, str] = {}
         self.names: list[str] = []
         """msg_ids of all requests, of all clients."""
@@ -80,7 +94,7 @@ class Walk:
         if isinstance(message, m.Run) and route in self.holding:
             self.holding[route].append(message.key)
             self.running[route, message.key] = name = message.data.decode()
-            self.check_run(name, self.engine_ids[route])
+            self.check_run(name, self.world.core.engine_by_route[route].id)
         elif isinstance(message, m.Result) and route in self.answered:
             counts = self.answered[route]
             counts[message.seq] = counts.get(message.seq, 0) + 1
@@ -93,6 +107,11 @@ class Walk:
             self.ended[name] = (message.error is None, message.engine)
             if message.error is not None and message.error.ename == "ImpossibleDependency":
                 self.check_impossible(name)
+        elif isinstance(message, m.EngineStop) or message == m.EngineSignal(signal.SIGKILL):
+            self.told_to_end.add(route)
+        elif isinstance(message, m.Acknowledged) and route in self.ends:
+            if message.seq:  # not of a Purge
+                self.ends[route].remove(message.seq)  # KeyError: answered twice, or unasked
         elif isinstance(message, m.Delivered) and route in self.lent:
             for key in message.keys:
                 assert key in self.lent[route], "given back twice"
@@ -151,7 +170,7 @@ class Walk:
     def add_client(self) -> None:
         self.lives += 1
         route = f"c{self.lives}".encode()
-        self.asked[route], self.answered[route] = set(), {}
+        self.asked[route], self.answered[route], self.ends[route] = set(), {}, set()
         self.followed[route] = {}
         self.sessions[route] = f"{self.lives:016x}"
         self.world.say(route, m.ClientHello("0.1.0", "3.11", self.sessions[route], "node", 1, *self.enter_room()))
@@ -162,19 +181,88 @@ class Walk:
     def add_engine(self, index: int | None = None) -> None:
         if len(self.holding) >= 6:
             return
-        free = sorted(set(range(6)) - set(self.engine_ids.values()))
+        sets = self.world.core.sets
+        free = [
+            (set_id, place)
+            for set_id, engine_set in sorted(sets.items())
+            for place in range(len(engine_set.ids))
+            if (set_id, place) not in self.places.values()
+            and engine_set.phase not in (SetPhase.STOPPING, SetPhase.ENDED)
+        ]
+        if index is not None:
+            free = [(0, index)]
+        if not free:
+            return
         self.lives += 1
         route = f"e{self.lives}".encode()
         self.holding[route] = []
-        self.engine_ids[route] = free[0] if index is None else index
-        from core_world import make_info
-
+        self.places[route] = self.random.choice(free)
+        set_id, place = self.places[route]
         room, party = self.enter_room()
         self.lent[route] = set()
-        info = msgspec.structs.replace(make_info(self.engine_ids[route], uuid=f"u{self.lives}"), room=room)
+        info = msgspec.structs.replace(make_info(place, set_id=set_id, uuid=f"u{self.lives}"), room=room)
         for refusers in self.refused.values():
-            refusers.discard(self.engine_ids[route])  # it is another process
+            refusers.discard(sets[set_id].ids[place])  # it is another process
         self.world.say(route, m.EngineHello("0.1.0", "3.11", info, "", party))
+        if route not in self.world.core.engine_by_route:  # in the place of one that was ended
+            self.lose(route)
+
+    def end_engines(self) -> None:
+        client = self.pick(self.asked)
+        if client is None:
+            return
+        ids = sorted(self.world.core.engines)
+        targets = self.random.sample(ids, self.random.randint(0, min(3, len(ids))))
+        seq = self.next_seq
+        self.next_seq += 1
+        self.ends[client].add(seq)
+        self.world.say(client, m.EndEngines(seq, targets, self.random.choice(["stop", "kill", "restart", "restart"])))
+
+    def signal_engines(self) -> None:
+        client = self.pick(self.asked)
+        if client is not None:
+            self.ends[client].add(self.next_seq)
+            self.world.say(client, m.SignalEngines(self.next_seq, self.random.sample(range(7), 2), signal.SIGCONT))
+            self.next_seq += 1
+
+    def interrupt(self) -> None:
+        client = self.pick(self.asked)
+        if client is not None and self.asked[client]:
+            some = self.random.sample(sorted(self.asked[client]), min(5, len(self.asked[client])))
+            self.world.say(client, m.InterruptRequests(some))
+
+    def obey(self) -> None:
+        told = sorted(self.told_to_end & self.holding.keys())
+        if told:
+            self.lose(self.random.choice(told))
+
+    def do_ordered(self) -> None:
+        """What the service of the processes does."""
+        orders = [order for order in self.world.out.orders if not isinstance(order, ArchiveOrder)]
+        if not orders:
+            return
+        order = orders[0]
+        self.world.out.orders.remove(order)
+        if isinstance(order, EndEngines):
+            why = "" if self.random.random() < 0.8 else "it hangs"
+            self.tell(EnginesEnded(tuple(engine.id for engine in order.engines), why))
+        elif isinstance(order, EndSets):
+            for set_id in order.set_ids:
+                if not self.world.core.sets[set_id].is_over:
+                    self.tell(SetExited(set_id, "as asked", ""))
+        elif isinstance(order, StartEngines):
+            if self.random.random() < 0.2:
+                self.tell(SetNotStarted(order.ids, "no more processes", "LaunchError"))
+            else:
+                self.tell(SetStarted(SetId(self.next_set), "local", len(order.ids), False, "set.log", order.ids))
+                self.next_set += 1
+
+    def tell(self, event: Event) -> None:
+        dispatch.on_event(self.world.core, self.world.out, event)
+        self.world.settle()
+        for route in list(self.holding):
+            if route not in self.world.core.engine_by_route:
+                self.lose(route)
 
     def submit(self) -> None:
         client = self.pick(self.asked)
@@ -233,9 +321,9 @@ class Walk:
             self.world.say(client, m.RecordQuery(0, {}, None), m.QueueQuery(0, [], True))
 
     def answer_for_archive(self) -> None:
-        orders = self.world.out.orders
-        for _ in range(self.random.randint(0, len(orders))):
-            order = orders.pop(0)
+        orders = [order for order in self.world.out.orders if isinstance(order, ArchiveOrder)]
+        for order in orders[: self.random.randint(0, len(orders))]:
+            self.world.out.orders.remove(order)
             event: Event
             if isinstance(order, KeepRecords):
                 kept = [record for record in order.records if self.random.random() < 0.8]
@@ -290,7 +378,7 @@ class Walk:
             error = self.random.choice(["", "", "", "", "ValueError", "UnmetDependency"])
             name = self.running.pop((engine, key))
             if error == "UnmetDependency" and name != "-":
-                self.refused.setdefault(name, set()).add(self.engine_ids[engine])
+                self.refused.setdefault(name, set()).add(self.world.core.engine_by_route[engine].id)
             if self.random.random() < 0.2:
                 self.world.say(engine, m.RunOutput(key, "stdout", "text"))
             frames = self.random.choice([[], [], [HANDLE]])
@@ -333,14 +421,17 @@ class Walk:
     def kill_engine(self) -> None:
         engine = self.pick(self.holding)
         if engine is not None:
-            del self.holding[engine], self.engine_ids[engine], self.lent[engine]
-            self.world.disconnect(engine)
+            self.lose(engine)
+
+    def lose(self, engine: Route) -> None:
+        del self.holding[engine], self.places[engine], self.lent[engine]
+        self.world.disconnect(engine)
 
     def end_client(self) -> None:
         client = self.pick(self.asked)
         if client is None or len(self.asked) < 2:
             return
-        del self.asked[client]
+        del self.asked[client], self.ends[client]
         if self.random.random() < 0.5:
             self.world.say(client, m.ClientLeave())
         self.world.disconnect(client)
@@ -371,11 +462,28 @@ class Walk:
             self.add_client,
             self.end_client,
             *[self.map_results] * 3,
+            self.end_engines,
+            self.signal_engines,
+            self.interrupt,
+            *[self.obey] * 2,
+            *[self.do_ordered] * 2,
         ]
         for _ in range(STEPS):
             self.random.choice(moves)()
+        while self.world.out.orders or self.told_to_end & self.holding.keys():
+            self.answer_for_archive()
+            self.do_ordered()
+            self.obey()
+        assert not any(self.ends.values()) and not self.world.core.endings
+        for set_id, engine_set in list(self.world.core.sets.items()):
+            if engine_set.phase is SetPhase.STARTING:  # tasks wait for engines that are to come
+                self.tell(SetExited(set_id, "exit code 1", "NoShow"))
         if not self.holding:
-            self.add_engine()
+            dispatch.on_event(
+                self.world.core, self.world.out, SetStarted(SetId(self.next_set), "local", 1, False, "set.log")
+            )
+            while not self.holding:  # a place that was given up is refused
+                self.add_engine()
         for _ in range(10_000):
             if not any(self.asked[c] - self.answered[c].keys() for c in self.asked):
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import types
@@ -262,3 +263,86 @@ def test_giving_back_many_attempts_does_not_compare_each_with_all(bench: Bench, 
     ((answer, _),) = loop._outgoing
     assert answer == m.Withdrawn(list(range(1, count)), [count])
     os.close(loop._wake_fd)
+
+
+# ---------------------------------------------------------------- interrupts
+
+
+@pytest.fixture
+def interruptible(bench: Bench) -> Iterator[Bench]:
+    """A worker whose SIGINT handler is installed."""
+    kept = signal.signal(signal.SIGINT, bench.worker.on_interrupt)
+    yield bench
+    signal.signal(signal.SIGINT, kept)
+
+
+def test_interrupt_hits_the_attempt_it_is_for(interruptible: Bench) -> None:
+    worker = interruptible.worker
+    interruptible.namespace["interrupt"] = lambda: worker.interrupt([interruptible.next_key])
+    done, _ = interruptible.run("execute", ("interrupt()\nfor _ in range(10**9): pass", True, "", False))
+    assert done.error is not None and done.error.ename == "KeyboardInterrupt"
+
+
+def test_interrupt_for_another_attempt_hits_nothing(interruptible: Bench) -> None:
+    worker = interruptible.worker
+    interruptible.namespace["interrupt"] = lambda: worker.interrupt([interruptible.next_key - 1, 10**6])
+    interruptible.run("execute", ("1", True, "", False))
+    done, _ = interruptible.run("execute", ("interrupt()\nfor _ in range(1000): pass", True, "", False))
+    assert done.error is None
+
+
+def test_attempt_interrupted_between_being_taken_and_running_does_not_run(interruptible: Bench) -> None:
+    worker = interruptible.worker
+    worker.interrupt([1])  # the first key: nothing runs yet, as in the moment after it was taken
+    done, _ = interruptible.run("execute", ("ran = True", True, "", False))
+    assert done.error is not None and done.error.ename == "KeyboardInterrupt" and "ran" not in interruptible.namespace
+    assert interruptible.run("execute", ("ran = True", True, "", False))[0].error is None
+    assert worker._keys_to_interrupt == set()
+
+
+def test_sigint_of_others_interrupts_user_code_and_nothing_else(interruptible: Bench) -> None:
+    os.kill(os.getpid(), signal.SIGINT)  # idle: ignored
+    interruptible.namespace["os"], interruptible.namespace["signal"] = os, signal
+    code = "os.kill(os.getpid(), signal.SIGINT)\nfor _ in range(10**9): pass"
+    done, _ = interruptible.run("execute", (code, True, "", False))
+    assert done.error is not None and done.error.ename == "KeyboardInterrupt"
+    assert interruptible.run("execute", ("1", True, "", False))[0].error is None
+
+
+def test_user_code_may_survive_an_interrupt_and_be_interrupted_again(interruptible: Bench) -> None:
+    worker = interruptible.worker
+    interruptible.namespace["interrupt"] = lambda: worker.interrupt([interruptible.next_key])
+    code = "try:\n  interrupt()\n  for _ in range(10**9): pass\nexcept KeyboardInterrupt: survived = True\n"
+    done, _ = interruptible.run("execute", (code + "interrupt()\nfor _ in range(10**9): pass", True, "", False))
+    assert done.error is not None and done.error.ename == "KeyboardInterrupt" and interruptible.namespace["survived"]
+
+
+def test_hail_of_interrupts_leaves_the_worker_alive(interruptible: Bench) -> None:
+    """At any moment, also between two attempts: each answers, by a value or by KeyboardInterrupt."""
+    is_over = threading.Event()
+
+    def hail() -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        while not is_over.is_set():
+            signal.pthread_kill(main, signal.SIGINT)
+
+    shooter = threading.Thread(target=hail)
+    kept = sys.stdout, sys.stderr
+    interruptible.output.attach(interruptible.sender)
+    payload = dumps(("sum(range(100))", True, "", False))
+    for key in range(1, 301):
+        run = m.Run(payload.data, 0, key, "execute", b"")
+        interruptible.worker.pending[key] = (run, [])
+        interruptible.worker.keys.put(key)
+    interruptible.worker.keys.put(Ended(0))
+    shooter.start()
+    try:
+        assert interruptible.worker.run() == Ended(0)
+    finally:
+        is_over.set()
+        shooter.join()
+        sys.stdout, sys.stderr = kept
+    answers = [message for message, _ in interruptible.sender.sent if isinstance(message, m.Done)]
+    assert [answer.key for answer in answers] == list(range(1, 301))
+    assert {answer.error.ename for answer in answers if answer.error} <= {"KeyboardInterrupt"}

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hpcviews.cluster import engine_ends as ee
 from hpcviews.cluster import engine_sets as es
 from hpcviews.cluster.plugins import get_launcher
 from hpcviews.cluster.spec import Allocation, Command, Detection, EngineOrder, Host, ProbeOutput
 from hpcviews.controller.events import (
+    EndEngines,
     EndSets,
+    EngineProcess,
+    EnginesEnded,
     Event,
-    KillEngines,
     SetExited,
     SetNotStarted,
     SetStarted,
+    SignalEngines,
     StartEngines,
 )
 from hpcviews.errors import LaunchError, UsageError
@@ -68,10 +72,35 @@ class FakeTree:
             self.others.clear()
             self.code = -signal.SIGKILL if self.code is None else self.code
 
-    def signal_some(self, pids: Collection[int], signum: int) -> None:
-        chosen = self.others.intersection(pids)
-        self.signals.append(f"{sorted(chosen)} {signal.Signals(signum).name}")
-        self.others -= chosen
+    def watch(self, pid: int) -> FakeProcess | None:
+        return FakeProcess(self, pid) if pid in self.others else None
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeProcess:
+    """One of a tree's processes, watched."""
+
+    def __init__(self, tree: FakeTree, pid: int):
+        self.tree = tree
+        self.pid = pid
+        self.is_closed = False
+
+    def fileno(self) -> int:
+        assert not self.is_closed
+        return self.pid  # any number will do
+
+    def has_ended(self) -> bool:
+        return self.pid not in self.tree.others
+
+    def signal(self, signum: int) -> None:
+        self.tree.signals.append(f"{self.pid} {signal.Signals(signum).name}")
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        if not self.tree.stubborn:
+            self.tree.others.discard(self.pid)
 
     def close(self) -> None:
         self.is_closed = True
@@ -132,6 +161,18 @@ class World:
         assert tree.fd in self.sets.fds()
         self.sets.on_readable(tree.fd, self.now)
 
+    def end_engine(self, pid: int = 2000, engine_id: int = 1, at_once: bool = False) -> None:
+        process = EngineProcess(EngineId(engine_id), SetId(0), pid)
+        self.sets.on_order(EndEngines((process,), "a client wants it", at_once), self.now)
+
+    def see_end(self, pid: int) -> None:
+        self.trees[0].others.discard(pid)
+        assert pid in self.sets.fds()
+        self.sets.on_readable(pid, self.now)
+
+    def ends(self) -> list[EnginesEnded]:
+        return [event for event in self.events if isinstance(event, EnginesEnded)]
+
     def exits(self) -> list[SetExited]:
         return [event for event in self.events if isinstance(event, SetExited)]
 
@@ -175,41 +216,6 @@ def test_set_that_ends_when_asked_is_no_failure_and_gets_no_signal(world: World)
     world.end_starter(tree, 0)
     assert world.exits() == [SetExited(SetId(0), "fork ended: exit code 0", "")]
     assert tree.signals == ["all SIGCONT"] and tree.is_closed  # those that are stopped must be able to end
-
-
-def test_single_engines_are_killed_by_pid_if_they_are_of_the_tree(world: World) -> None:
-    world.attach()
-    tree = world.start()
-    world.sets.on_order(KillEngines(SetId(0), (2001, 4711)), world.now)
-    assert tree.signals == ["[2001] SIGKILL"], "a pid of another node may be somebody else's here"
-    world.sets.on_order(KillEngines(SetId(7), (2002,)), world.now)
-    world.end_starter(tree, 0)
-    world.sets.on_order(KillEngines(SetId(0), (2002,)), world.now)
-    assert tree.signals == ["[2001] SIGKILL"]
-
-
-def test_engines_stand_in_for_others_with_their_ids_by_the_same_launcher(world: World) -> None:
-    world.attach()
-    world.start(n=3, launcher="mpiexec")
-    world.sets.on_order(StartEngines(SetId(0), (EngineId(2), EngineId(0))), world.now)
-    assert world.argvs[1][0] == world.argvs[0][0] and "2" in world.argvs[1]
-    assert world.events[-1] == SetStarted(
-        SetId(1), "mpiexec", 2, True, str(world.logs / "set-1.log"), (EngineId(2), EngineId(0))
-    )
-
-
-def test_engines_that_cannot_be_started_again_are_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.attach()
-    world.start()
-
-    def fail(*_: object) -> FakeTree:
-        raise LaunchError("no more processes")
-
-    monkeypatch.setattr(world.sets, "_spawn", fail)
-    world.sets.on_order(StartEngines(SetId(0), (EngineId(1),)), world.now)
-    assert world.events[-1] == SetNotStarted((EngineId(1),), "no more processes")
-    world.sets.on_order(StartEngines(SetId(9), (EngineId(1),)), world.now)
-    assert world.events[-1] == SetNotStarted((EngineId(1),), "there is no engine set 9")
 
 
 def test_set_that_does_not_end_gets_sigterm_then_sigkill(world: World) -> None:
@@ -384,6 +390,101 @@ def test_reason_quotes_a_bounded_part(tmp_path: Path) -> None:
 def test_cause_is_found_above_the_quoted_part(tmp_path: Path) -> None:
     why, error = explain(tmp_path, starter="[Errno 24] Too many open files\n" + "noise\n" * 1000)
     assert "raise `ulimit -n`" in why and error == "NotEnoughFiles"
+
+
+# ---------------------------------------------------------------- single engines
+
+
+@pytest.fixture
+def running(world: World) -> World:
+    """With one set that runs, of a starter and the processes 2000 to 2002."""
+    world.attach()
+    world.start()
+    return world
+
+
+def test_engine_that_ends_when_asked_is_told_and_gets_no_signal_but_sigcont(running: World) -> None:
+    running.end_engine(2000)
+    running.see_end(2000)
+    assert running.ends() == [EnginesEnded((EngineId(1),))] and running.trees[0].signals == ["2000 SIGCONT"]
+    assert running.sets.fds() == {running.trees[0].fd}
+
+
+def test_engine_that_does_not_end_when_asked_is_killed(running: World) -> None:
+    running.end_engine(2000)
+    running.at(ee.ASKED_GRACE_S - 0.1)
+    assert running.trees[0].signals == ["2000 SIGCONT"]
+    running.at(0.2)
+    assert running.trees[0].signals == ["2000 SIGCONT", "2000 SIGKILL"]
+    running.see_end(2000)
+    assert running.ends() == [EnginesEnded((EngineId(1),))]
+
+
+def test_engine_that_is_to_be_killed_is_killed_at_once(running: World) -> None:
+    running.end_engine(2000, at_once=True)
+    assert running.trees[0].signals == ["2000 SIGKILL"] and running.ends() == []
+    running.see_end(2000)
+    assert running.ends() == [EnginesEnded((EngineId(1),))]
+
+
+def test_engine_that_was_asked_can_be_killed(running: World) -> None:
+    running.end_engine(2000)
+    running.end_engine(2000, at_once=True)
+    running.see_end(2000)
+    assert running.trees[0].signals == ["2000 SIGCONT", "2000 SIGKILL"]
+    assert running.ends() == [EnginesEnded((EngineId(1),))]
+
+
+def test_engine_that_cannot_be_killed_is_given_up(running: World) -> None:
+    running.trees[0].stubborn = True
+    running.end_engine(2000, at_once=True)
+    running.at(ee.KILL_GRACE_S + 0.1)
+    assert running.ends() == [EnginesEnded((EngineId(1),), "its process 2000 hangs in the kernel")]
+
+
+@pytest.mark.parametrize("pid", [0, 4711])
+def test_engine_whose_process_is_not_here_is_told_at_once_and_given_up_later(running: World, pid: int) -> None:
+    before = list(running.events)
+    running.end_engine(pid)
+    assert running.events == before, "inside the core"
+    running.at(0.0)
+    assert running.ends() == [EnginesEnded((EngineId(1),))]
+    running.at(ee.ASKED_GRACE_S + 0.1)
+    assert "not on the controller's machine" in running.ends()[1].why and running.trees[0].signals == []
+
+
+def test_signal_reaches_processes_that_are_here(running: World) -> None:
+    here, elsewhere = (EngineProcess(EngineId(i), SetId(0), pid) for i, pid in ((0, 2001), (1, 0)))
+    running.sets.on_order(SignalEngines((here, elsewhere), signal.SIGCONT), running.now)
+    assert running.trees[0].signals == ["2001 SIGCONT"]
+
+
+def test_set_that_is_to_be_killed_gets_sigkill_at_once_also_when_it_was_asked(running: World) -> None:
+    running.sets.on_order(EndSets((SetId(0),), "stop"), running.now)
+    running.sets.on_order(EndSets((SetId(0),), "kill", at_once=True), running.now)
+    assert running.trees[0].signals == ["all SIGCONT", "all SIGKILL"]
+    running.at(0.1)
+    assert running.exits() == [SetExited(SetId(0), "fork ended: killed by SIGKILL", "")]
+
+
+def test_engines_are_started_again_as_they_were_with_their_ids(running: World) -> None:
+    running.sets.on_order(StartEngines(SetId(0), (EngineId(1), EngineId(2))), running.now)
+    running.at(0.0)
+    started = running.events[-1]
+    assert isinstance(started, SetStarted)
+    assert (started.set_id, started.n, started.ids, started.launcher) == (1, 2, (1, 2), "local")
+    assert running.argvs[1][:3] == running.argvs[0][:3] and running.argvs[1][-2:] == ("--n", "2")
+
+
+def test_start_that_fails_is_told(running: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> FakeTree:
+        raise LaunchError("no more processes are allowed")
+
+    monkeypatch.setattr(running.sets, "_spawn", refuse)
+    running.sets.on_order(StartEngines(SetId(0), (EngineId(1),)), running.now)
+    running.at(0.0)
+    failed = running.events[-1]
+    assert isinstance(failed, SetNotStarted) and failed.error == "LaunchError" and "no more processes" in failed.why
 
 
 # ---------------------------------------------------------------- any order of events
