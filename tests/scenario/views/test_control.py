@@ -127,7 +127,7 @@ def test_killed_engines_are_gone_and_their_requests_end(mortal: BareCluster) -> 
     assert rc[[0, 2]].apply_sync(len, "ab") == [2, 2]
     rc.shutdown([0], block=True)
     assert rc.ids == [2]
-    with pytest.raises(hpcviews.UsageError, match="cannot be restarted"):
+    with pytest.raises(hpcviews.UsageError, match="cannot be started again"):
         rc.shutdown([2], restart=True, block=True)
     assert rc.ids == [2], "nothing was ended"
     rc.shutdown(block=True)
@@ -166,7 +166,7 @@ def script(tmp_path: Path) -> Path:
         "    try:\n"
         "        rc.shutdown([1], restart=True, block=True)\n"
         "    except hpcviews.UsageError as error:\n"
-        "        assert 'restarted together' in str(error)\n"
+        "        assert 'rank of an MPI world' in str(error)\n"
         "    else:\n"
         "        raise SystemExit('a single rank was restarted')\n"
         "n = len(rc)\n"
