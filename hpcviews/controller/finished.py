@@ -6,6 +6,7 @@ they are dropped, the oldest first, and counted. Nothing here grows without boun
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
     from hpcviews.controller.core import Core
     from hpcviews.controller.outbox import Outbox
 
+log = logging.getLogger("hpcviews.controller.finished")
+
 RECORD_BYTES = 1024
 """What a record counts beside its payloads: twice what one without any was measured to take (500 bytes)."""
 
 SHIPMENT_RECORDS = 500
 """How many records make room at once: one by one, each would cost an order."""
+
+
+_NO_FRAMES: Frames = []
+"""For the many records without; a list of their own would cost the garbage collector as much as all the rest."""
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -38,8 +45,8 @@ class Bounds(msgspec.Struct, frozen=True):
     """In memory. A second of no-op tasks at full speed, hours of real ones."""
     bytes_max: int = 128 * 2**20
     """In memory."""
-    shipping_max: int = 256 * 2**20
-    """Handed to the archive's writer and not yet written."""
+    shipping_max: int = 64 * 2**20
+    """Handed to the archive's writer and not yet written; but one larger result may always be under way."""
     delivered_max: int = 2**20
     """The largest result that is kept once its client has been sent it."""
     undelivered_max: int = 512 * 2**20
@@ -99,6 +106,7 @@ class Finished:
         self.nbytes = 0
         self.dropped = 0
         """How many records were given up to make room, without going to the archive."""
+        self._dropped_to_log = 1
         self.has_archive = False
         """Whether somebody answers orders to the archive."""
         self.is_archiving = False
@@ -136,11 +144,11 @@ class Finished:
             work.label,
             identity.started + work.submitted - identity.started_monotonic,
             result,
-            frames,
+            frames or _NO_FRAMES,
             engine.info.uuid if engine is not None and result.engine >= 0 else "",
             entry,
             work.data,
-            work.frames,
+            work.frames or _NO_FRAMES,
             work.output,
             RECORD_BYTES + len(result.data) + len(work.data),
         )
@@ -170,25 +178,33 @@ class Finished:
             self._make_room(out)
         elif not is_delivered and record.nbytes > self.bounds.delivered_max and self.is_archiving:
             # It would push out a thousand others.
-            self._ship(out, [self._take((record.session, record.seq))])
+            self._ship(out, [self._take((record.session, record.seq))], record.nbytes)
 
     def _make_room(self, out: Outbox) -> None:
         bounds = self.bounds
         count = min(SHIPMENT_RECORDS, max(1, bounds.records_max // 2))
         while len(self.records) > bounds.records_max or self.nbytes > bounds.bytes_max:
             oldest: list[Record] = []
-            before = self.nbytes
+            nbytes = 0
+            take = self.records.pop
             for key in list(islice(self.records, count)):
-                oldest.append(self._take(key))
-                if before - self.nbytes > bounds.bytes_max // 8:
+                record = take(key)
+                oldest.append(record)
+                nbytes += record.nbytes
+                entry = record.function
+                if entry is not None:
+                    entry.records -= 1
+                    if not entry.records:
+                        self.nbytes -= entry.nbytes
+                if nbytes > bounds.bytes_max // 8:
                     break
-            self._ship(out, oldest)
+            self.nbytes -= nbytes
+            self._ship(out, oldest, nbytes)
 
-    def _ship(self, out: Outbox, records: list[Record]) -> None:
-        nbytes = sum(record.nbytes for record in records)
+    def _ship(self, out: Outbox, records: list[Record], nbytes: int) -> None:
         # One that is larger than the bound goes when nothing else is under way.
         if not self.is_archiving or (self.shipping and self.shipping + nbytes > self.bounds.shipping_max):
-            self.dropped += len(records)
+            self._note_dropped(len(records))
             return
         self.shipping += nbytes
         self.archived += len(records)
@@ -234,7 +250,17 @@ class Finished:
     def on_kept(self, nbytes: int, dropped: int) -> None:
         """The archive has written, or dropped, what made so many bytes."""
         self.shipping -= nbytes
-        self.dropped += dropped
+        self._note_dropped(dropped)
+
+    def _note_dropped(self, count: int) -> None:
+        self.dropped += count
+        if self.dropped >= self._dropped_to_log:
+            self._dropped_to_log = 10 * self.dropped
+            log.info(
+                "records: the oldest are given up to make room, %d so far; %d are in memory",
+                self.dropped,
+                len(self.records),
+            )
 
     def on_archive_failed(self) -> None:
         """It takes no more; what is in it can still be read."""
