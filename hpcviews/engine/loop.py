@@ -313,8 +313,7 @@ class EngineLoop(threading.Thread):
         now = time.monotonic()
         if self._output_at is not None and now >= self._output_at:
             self._output_at = None
-            for text in self._output.collect():
-                self._outgoing.append((text, []))
+            self._output.drain(lambda message, frames: self._outgoing.append((message, frames)))
             self._must_flush = True
         if self._must_flush or (self._flush_at is not None and (now >= self._flush_at or self._worker.is_idle)):
             self._flush(link)

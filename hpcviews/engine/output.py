@@ -1,27 +1,36 @@
-"""stdout and stderr of user code: sent to the client that asked, live, attributed to its request.
+"""stdout and stderr of user code, and what it displays and publishes: sent to the client that asked, live.
 
-Text written while no request runs goes to the engine's log file. Bounded: what one request writes beyond
-`REQUEST_CHARS_MAX` a stream is dropped, with a note.
+Text belongs to the request that runs when it is written. That goes for text of threads too, also of those that an
+earlier request has started: whose they are cannot be known. Text written while no request runs goes to the engine's log
+file, and so does what C code, child processes and forked copies of the engine write.
+
+Everything is bounded: what one request writes beyond `REQUEST_CHARS_MAX` a stream, or displays beyond
+`REQUEST_DISPLAY_BYTES_MAX`, is dropped, with a note; of data published in a loop only the latest are sent.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
+import zmq
+
 from hpcviews.wire import messages as m
-from hpcviews.wire.payload import dumps
+from hpcviews.wire.payload import Payload, dumps
 
 REQUEST_CHARS_MAX = 4 * 2**20
 """Characters one request may write per stream: more than anyone reads, less than what hurts a controller."""
 
-REQUEST_PUBLISHED_BYTES_MAX = 64 * 2**20
+REQUEST_DISPLAY_BYTES_MAX = 64 * 2**20
 """Figures and the like one request may display: some hundreds."""
 
 LIVE_PERIOD_S = 0.05
-"""Text of a running request leaves at most this often: fast enough for the eye, 20 messages a second an engine."""
+"""Output of a running request leaves at most this often: fast enough for the eye, 20 messages a second an engine."""
 
 
 class Waker(Protocol):
@@ -30,21 +39,27 @@ class Waker(Protocol):
     def expect_output(self) -> None:
         """Collect output in LIVE_PERIOD_S at the latest."""
 
-    def put(self, message: m.Message, frames: list[Any], flush: bool) -> None:
-        """Queue a message for the controller."""
+
+Put = Callable[[m.Message, list[Any]], None]
+"""Queues a message and its frames for the controller."""
 
 
 class OutputCapture:
     """Replaces sys.stdout and sys.stderr."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._parts: list[tuple[str, str]] = []
+        # Reentrant: a signal handler of user code may print while the main thread is in here.
+        self._lock = threading.RLock()
+        self._parts: list[tuple[str, str | Payload]] = []
+        """Text by stream and displays, in order."""
+        self._data: dict[str, Payload] = {}
+        """Published data that wait to be sent, by name."""
         self._is_expected = False
         self._written = {"stdout": 0, "stderr": 0}
-        self._published = 0
+        self._displayed = 0
         self._key: int | None = None
         self._waker: Waker | None = None
+        _captures.add(self)
 
     def attach(self, waker: Waker) -> None:
         """Begin to capture."""
@@ -54,64 +69,110 @@ class OutputCapture:
 
     def begin(self, key: int) -> None:
         """A request starts to run."""
-        self._written["stdout"] = self._written["stderr"] = self._published = 0
-        self._key = key
+        with self._lock:
+            self._written["stdout"] = self._written["stderr"] = self._displayed = 0
+            self._is_expected = False
+            self._key = key
 
-    def end(self) -> list[m.RunOutput]:
-        """It ended; returns what it wrote and was not collected yet."""
-        rest = self.collect() if self._parts else []
-        self._key = None
-        return rest
+    def end(self, put: Put) -> None:
+        """It ended: hand on what it wrote and has not been handed on."""
+        with self._lock:
+            self.drain(put)
+            self._key = None
 
     def write(self, stream: str, text: str) -> bool:
         """Take text of user code. False: no request runs."""
-        if self._key is None:
-            return False
-        room = REQUEST_CHARS_MAX - self._written[stream]
-        self._written[stream] += len(text)
-        if room <= 0:
-            return True
-        if len(text) > room:
-            text = text[:room] + f"\n[hpcviews: {stream} of this request is cut after {REQUEST_CHARS_MAX} characters]\n"
         with self._lock:
+            if self._key is None:
+                return False
+            room = REQUEST_CHARS_MAX - self._written[stream]
+            self._written[stream] += len(text)
+            if room <= 0:
+                return True
+            if len(text) > room:
+                note = f"\n[hpcviews: {stream} of this request is cut after {REQUEST_CHARS_MAX} characters]\n"
+                text = text[:room] + note
             self._parts.append((stream, text))
-            must_wake, self._is_expected = not self._is_expected, True
-        if must_wake and self._waker is not None:
-            self._waker.expect_output()
+            self._expect()
         return True
 
     def publish(self, kind: str, content: dict[str, Any]) -> None:
-        """Send something beside text, behind the text that was written before it. Nothing if no request runs.
+        """Take what user code displays ("display"), or publishes ("data"). Nothing happens if no request runs.
 
         Raises:
             SerializationError: It cannot be pickled.
         """
-        key = self._key
-        if key is None or self._waker is None:
+        if kind == "data":
+            # Name by name: what is published in a loop replaces what waits, as it does at the client.
+            pickled = {name: _pickle({name: value}) for name, value in content.items()}
+            with self._lock:
+                if self._key is None:
+                    return
+                self._data.update(pickled)
+                self._expect()
             return
-        payload = dumps(content)
-        self._published += payload.nbytes
-        if kind == "display" and self._published > REQUEST_PUBLISHED_BYTES_MAX:
-            self.write("stderr", f"[hpcviews: displays of this request are cut after {self._published} bytes]\n")
-            return
-        for text in self.collect():
-            self._waker.put(text, [], flush=False)
-        self._waker.put(m.RunPublished(payload.data, len(payload.frames), key, kind), payload.frames, flush=True)
-
-    def collect(self) -> list[m.RunOutput]:
-        """Take what was written since the last call, neighbours of one stream joined."""
+        payload = _pickle(content)
         with self._lock:
-            key, parts = self._key, self._parts
-            self._parts, self._is_expected = [], False
-        if key is None:
-            return []
-        joined: list[tuple[str, list[str]]] = []
-        for stream, text in parts:
-            if joined and joined[-1][0] == stream:
-                joined[-1][1].append(text)
-            else:
-                joined.append((stream, [text]))
-        return [m.RunOutput(key, stream, "".join(texts)) for stream, texts in joined]
+            if self._key is None:
+                return
+            before = self._displayed
+            self._displayed += payload.nbytes
+            if self._displayed <= REQUEST_DISPLAY_BYTES_MAX:
+                self._parts.append((kind, payload))
+                self._expect()
+            elif before <= REQUEST_DISPLAY_BYTES_MAX:
+                self.write("stderr", f"[hpcviews: displays of this request are cut after {before} bytes]\n")
+
+    def on_fork(self) -> None:
+        """This is a forked copy of the engine: nobody collects here, and another thread may have held the lock."""
+        self._lock = threading.RLock()
+        self._parts, self._data, self._key = [], {}, None
+
+    def _expect(self) -> None:
+        must_wake, self._is_expected = not self._is_expected, True
+        if must_wake and self._waker is not None:
+            self._waker.expect_output()
+
+    def drain(self, put: Put) -> None:
+        """Hand on what was written since the last time, neighbours of one stream joined.
+
+        All under the lock: who hands on the end of the request waits for it, so the end overtakes nothing.
+        """
+        with self._lock:
+            key, parts, data = self._key, self._parts, self._data
+            self._parts, self._data, self._is_expected = [], {}, False
+            if key is None:
+                return
+            texts: list[str] = []
+            stream = ""
+            for kind, content in [*parts, *(("data", payload) for payload in data.values())]:
+                if texts and (kind != stream or isinstance(content, Payload)):
+                    put(m.RunOutput(key, stream, "".join(texts)), [])
+                    texts = []
+                if isinstance(content, Payload):
+                    put(m.RunPublished(content.data, len(content.frames), key, kind), content.frames)
+                else:
+                    stream = kind
+                    texts.append(content)
+            if texts:
+                put(m.RunOutput(key, stream, "".join(texts)), [])
+
+
+def _pickle(content: dict[str, Any]) -> Payload:
+    """A copy: it leaves later, and user code may change arrays in it right away."""
+    payload = dumps(content)
+    return Payload(payload.data, [zmq.Frame(bytes(frame.buffer)) for frame in payload.frames])
+
+
+_captures: weakref.WeakSet[OutputCapture] = weakref.WeakSet()
+
+
+def _on_fork() -> None:
+    for capture in _captures:
+        capture.on_fork()
+
+
+os.register_at_fork(after_in_child=_on_fork)
 
 
 class _Stream(io.TextIOBase):

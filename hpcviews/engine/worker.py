@@ -117,8 +117,8 @@ class Worker:
             # User code forked, and this is the child, come back from it. Its answer is the parent's to give; and it
             # has no I/O thread, so it would wait here for ever, with copies of the engine's sockets.
             os._exit(0 if error is None else 1)
-        for text in self._output.end():
-            self._sender.put(text, [], flush=False)
+        sender = self._sender
+        self._output.end(lambda message, own: sender.put(message, own, flush=False))
         if payload.frames:
             lend((run.key,), payload.frames)  # until the controller says that it was delivered
         done = m.Done(payload.data, len(payload.frames), run.key, started, time.time(), error)

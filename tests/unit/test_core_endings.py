@@ -273,6 +273,12 @@ def test_tasks_of_a_killed_engine_are_tried_elsewhere() -> None:
     assert any(isinstance(message, m.Run) for message in cast.sent(1 - held))
 
 
+def test_no_engines_are_ended_at_once() -> None:
+    cast = Cast()
+    cast.end([], "stop")
+    assert cast.take_answers() == [m.Acknowledged(100)] and cast.world.out.orders == []
+
+
 @pytest.mark.parametrize("targets", [[9], [0, 9]])
 def test_end_of_engines_that_are_not_there_ends_none(targets: list[int]) -> None:
     cast = Cast()

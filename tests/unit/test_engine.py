@@ -346,3 +346,110 @@ def test_hail_of_interrupts_leaves_the_worker_alive(interruptible: Bench) -> Non
     answers = [message for message, _ in interruptible.sender.sent if isinstance(message, m.Done)]
     assert [answer.key for answer in answers] == list(range(1, 301))
     assert {answer.error.ename for answer in answers if answer.error} <= {"KeyboardInterrupt"}
+
+
+# ---------------------------------------------------------------- what user code writes, displays and publishes
+
+
+def collect(capture: OutputCapture) -> list[tuple[str, Any]]:
+    """What is handed on: streams with text, kinds with contents."""
+    found: list[tuple[str, Any]] = []
+
+    def put(message: m.Message, frames: list[Any]) -> None:
+        if isinstance(message, m.RunOutput):
+            found.append((message.stream, message.text))
+        elif isinstance(message, m.RunPublished):
+            found.append((message.kind, loads(message.data, frames)))
+
+    capture.drain(put)
+    return found
+
+
+@pytest.fixture
+def capture() -> OutputCapture:
+    made = OutputCapture()
+    made.begin(1)
+    return made
+
+
+def test_displays_keep_their_place_among_text(capture: OutputCapture) -> None:
+    capture.write("stdout", "a")
+    capture.write("stdout", "b")
+    capture.publish("display", {"data": 1})
+    capture.write("stdout", "c")
+    capture.write("stderr", "d")
+    assert collect(capture) == [("stdout", "ab"), ("display", {"data": 1}), ("stdout", "c"), ("stderr", "d")]
+    assert collect(capture) == []
+
+
+def test_data_published_in_a_loop_is_sent_once_for_each_name(capture: OutputCapture) -> None:
+    for step in range(10_000):
+        capture.publish("data", {"step": step})
+    capture.publish("data", {"loss": 0.5})
+    assert collect(capture) == [("data", {"step": 9_999}), ("data", {"loss": 0.5})]
+
+
+def test_published_arrays_are_as_they_were_when_they_were_published(capture: OutputCapture) -> None:
+    state = np.zeros(100_000)
+    capture.publish("data", {"state": state})
+    state[:] = 1.0
+    ((_, content),) = collect(capture)
+    assert content["state"].sum() == 0.0
+
+
+def test_displays_beyond_the_bound_are_dropped_with_a_note(
+    capture: OutputCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "REQUEST_DISPLAY_BYTES_MAX", 2_000)
+    for _ in range(5):
+        capture.publish("display", {"data": "x" * 900})
+    kinds = [kind for kind, _ in collect(capture)]
+    assert kinds == ["display", "display", "stderr"]
+
+
+def test_end_of_a_request_overtakes_nothing_that_is_being_handed_on(capture: OutputCapture) -> None:
+    order: list[str] = []
+    is_handing_on = threading.Event()
+
+    def put_slowly(message: m.Message, frames: list[Any]) -> None:
+        is_handing_on.set()
+        ended.join(0.05)  # the end would come now, if it could
+        order.append("text")
+
+    def end() -> None:
+        is_handing_on.wait(10)
+        capture.end(lambda message, frames: None)
+        order.append("end")
+
+    ended = threading.Thread(target=end)
+    ended.start()
+    capture.write("stdout", "text")
+    capture.drain(put_slowly)
+    ended.join(10)
+    assert order == ["text", "end"]
+
+
+def test_signal_handler_may_print_while_user_code_prints(capture: OutputCapture) -> None:
+    kept = signal.signal(signal.SIGUSR1, lambda *_: capture.write("stdout", "handler\n"))
+    try:
+        for _ in range(200):
+            signal.raise_signal(signal.SIGUSR1)
+            with capture._lock:  # as in the middle of a write
+                signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, kept)
+    assert collect(capture) == [("stdout", "handler\n" * 400)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Python 3.12 on, of forking with threads
+def test_text_of_a_forked_copy_goes_to_the_log(capture: OutputCapture) -> None:
+    capture._lock.acquire()  # as the I/O thread may have, at that moment
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, b"log" if not capture.write("stdout", "x") else b"lost")
+        os._exit(0)
+    capture._lock.release()
+    assert os.waitpid(pid, 0)[1] == 0 and os.read(reading, 10) == b"log"
+    os.close(reading)
+    os.close(writing)
