@@ -1,7 +1,8 @@
 """The archive beside the core: a thread that writes records to a file and reads them again.
 
-The thread starts, and SQLite is loaded, with the first record that has no room in memory; most clusters never get so
-far. It works a twentieth of the time, so that a flood of tasks is not slowed by it; what it cannot take, the core drops.
+The thread starts, and SQLite is loaded, with the first record that has no room in memory; most clusters never get
+so far. It works a twentieth of the time, so that a flood of tasks is not slowed by it; what it cannot take, the core
+drops.
 """
 
 from __future__ import annotations

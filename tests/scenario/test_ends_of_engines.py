@@ -7,7 +7,6 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
 from household import Household
 
 import hpcviews
@@ -44,12 +43,10 @@ def test_stopped_engines_end_when_they_are_told_to_or_killed(household: Househol
         rc.shutdown([2], block=True)
         assert get_state(pids[2]) in ("", "Z")
         assert rc.ids == [0] and rc.engine_sets[0].state == "ready" and rc.engine_sets[0].n == 1
-        with pytest.raises(hpcviews.CompositeError) as caught:
-            waiting.get(timeout=20)
-        assert [str(error) for error in caught.value.elist] == [
-            "engine 1 was killed by a client before it answered",
-            "engine 2 was stopped by a client before it answered",
-        ]
+        killed, stopped = waiting.get(timeout=20, return_exceptions=True)
+        assert str(killed) == "engine 1 was killed by a client before it answered"
+        # It was told to go on and to end at once, and may have answered what had come before.
+        assert stopped == pids[2] or str(stopped) == "engine 2 was stopped by a client before it answered"
         assert rc[0].apply_sync(os.getpid) == pids[0]
 
 
