@@ -136,7 +136,7 @@ class Rig:
 
     def execute(self, code: str, *targets: int) -> list[int]:
         """Run code on engines; the numbers of the requests."""
-        payload = dumps((code, False, None))
+        payload = dumps((code, False, "", False))
         first = self._seq
         self._seq += len(targets)
         self._send(m.Request(payload.data, 0, first, list(targets), "execute", b""))
@@ -150,7 +150,7 @@ class Rig:
         self.pump_until(lambda: all(seq in self.results for seq in seqs), 30, f"the results of {code!r}")
         found = [self.results[seq] for seq in seqs]
         assert [r.error for r in found] == [None] * len(seqs)
-        return [loads(r.data, [])["text"] for r in found]
+        return [loads(r.data, [])["data"].get("text/plain") for r in found]
 
     def stop(self) -> None:
         """Have the controller end everything, and wait for its process."""
