@@ -228,7 +228,6 @@ def test_ctrl_c_on_a_terminal_ends_all(household: Household) -> None:
             return seen
 
         wait_until(lambda: b"working" in read_more() or Telling(repr(seen)), 30, "the script to work")
-        assert b"starting engines by local" in seen, "a progress bar on terminals"
         os.write(controlling, b"\x03")
         assert run.wait(15) == 130
     finally:
