@@ -13,11 +13,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
-        "-n", "--n", "n", type=int, metavar="N", help="Number of engines.  [default: one per core of this machine]"
+        "-n", "--n", "n", type=int, metavar="N",
+        help="Number of engines.  [default: one per core of this machine; in a batch job one per task]",
     ),
     click.option(
-        "-l", "--launcher", default="local", show_default=True, metavar="L",
-        help="What starts the engines; `hpcviews launchers` lists what works here.",
+        "-l", "--launcher", metavar="L",
+        help="What starts the engines; `hpcviews launchers` lists what works here.  "
+        "[default: local; in a batch job that job's, on all its nodes]",
     ),
     click.option("--name", metavar="NAME", help="Name of the cluster.  [default: a name is made up]"),
     click.option(
@@ -46,7 +48,7 @@ def cluster_options(command: F) -> F:
 
 def make_cluster(
     n: int | None,
-    launcher: str,
+    launcher: str | None,
     name: str | None,
     interface: str | None,
     options: tuple[str, ...],

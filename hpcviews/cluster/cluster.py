@@ -59,8 +59,10 @@ class Cluster:
     May be used from any thread, by one at a time; not in a forked child.
 
     Args:
-        n: Number of engines; None: one per core that this process may use.
-        launcher: What starts them: a name that ``hpcviews launchers`` lists.
+        n: Number of engines; None: one per core that this process may use, or in a batch job as many as it has tasks
+            (cores, where it names no tasks).
+        launcher: What starts them: a name that ``hpcviews launchers`` lists; None: the batch job that this process
+            is in, on all its nodes, else this machine.
         name: Name of the cluster; None: one is made up.
         interface: Network interface or address that the controller listens on, or "all"; None: this machine only
             where all engines are on it, else all.
@@ -75,7 +77,7 @@ class Cluster:
     def __init__(
         self,
         n: SupportsIndex | None = None,
-        launcher: str = "local",
+        launcher: str | None = None,
         *,
         name: str | None = None,
         interface: str | None = None,
@@ -83,11 +85,14 @@ class Cluster:
         timeout: float = START_TIMEOUT_S,
         path: Iterable[str | os.PathLike[str]] | None = None,
     ):
-        from hpcviews.cluster.plugins import get_launcher
+        from hpcviews.cluster.plugins import choose_launcher
+        from hpcviews.cluster.processes import get_host
 
-        self.n = _check_n(n)
-        get_launcher(launcher)
-        self.launcher = launcher
+        host = get_host()
+        chosen = choose_launcher(launcher, host)
+        allocation = chosen.scheduler.allocation(host)
+        self.n = _check_n(n, allocation.slots if allocation is not None else 0)
+        self.launcher = chosen.name
         if name is not None:
             check_name(name)
         if isinstance(options, str):
@@ -415,9 +420,9 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _check_n(n: SupportsIndex | None) -> int:
+def _check_n(n: SupportsIndex | None, slots: int) -> int:
     if n is None:
-        return count_cores()
+        return slots or count_cores()
     try:
         number = operator.index(n)
     except TypeError:

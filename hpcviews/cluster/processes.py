@@ -23,7 +23,7 @@ from typing import Any
 
 from hpcviews import prctl
 from hpcviews.cluster.spec import Host, ProbeOutput, Which
-from hpcviews.environment import MPI_PREFIXES, SCHEDULER_PREFIXES, get_environment, scrub
+from hpcviews.environment import MPI_PREFIXES, SCHEDULER_KEEP, SCHEDULER_PREFIXES, get_environment, scrub
 from hpcviews.errors import LaunchError
 from hpcviews.procfs import Stat, find_descendants, read_all_stats, read_stat
 
@@ -66,7 +66,7 @@ def make_which(environment: Mapping[str, str], python: str = sys.executable) -> 
 
 def run_probe(argv: Sequence[str]) -> ProbeOutput:
     """Run a short command: at most 10 s, C locale, nothing on stdin, outside of any job or MPI world."""
-    environment = scrub(get_environment(), SCHEDULER_PREFIXES + MPI_PREFIXES)
+    environment = scrub(get_environment(), SCHEDULER_PREFIXES + MPI_PREFIXES, SCHEDULER_KEEP)
     environment["LC_ALL"] = "C"
     try:
         with _Popen(
