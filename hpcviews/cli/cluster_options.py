@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hpcviews.cli.job_options import job_options, take_request
 from hpcviews.cluster.cluster import START_TIMEOUT_S, Cluster
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,6 +42,7 @@ _OPTIONS = (
 
 def cluster_options(command: F) -> F:
     """Give a command the options; they arrive as the arguments of `make_cluster`."""
+    command = job_options(command)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -54,6 +56,10 @@ def make_cluster(
     options: tuple[str, ...],
     timeout: float,
     path: Iterable[str] = (),
+    **job: Any,
 ) -> Cluster:
     """The cluster that was asked for; nothing is started."""
-    return Cluster(n, launcher, name=name, interface=interface, options=options, timeout=timeout, path=path)
+    request = take_request(job)
+    return Cluster(
+        n, launcher, name=name, interface=interface, options=options, timeout=timeout, path=path, job=request
+    )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpcviews.cluster.batch import BatchScheduler
 from hpcviews.cluster.spec import Detection, Host, Launcher, Scheduler, Starter
 from hpcviews.errors import LauncherUnavailable, UnknownLauncher
 
@@ -139,6 +140,18 @@ def get_launcher(name: str) -> Launcher:
         if found is None:
             raise UnknownLauncher(_explain_unknown(name, plugins))
     return found
+
+
+def get_scheduler(name: str) -> BatchScheduler:
+    """The batch scheduler of that name.
+
+    Raises:
+        UnknownLauncher: There is none.
+    """
+    scheduler = get_launcher(name).scheduler
+    if not isinstance(scheduler, BatchScheduler) or scheduler.name != name:
+        raise UnknownLauncher(f"{name!r} is not a batch system's launcher")
+    return scheduler
 
 
 def choose_launcher(name: str | None, host: Host) -> Launcher:

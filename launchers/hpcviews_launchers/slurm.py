@@ -1,11 +1,16 @@
-"""Scheduler `slurm`: the allocation this process is in."""
+"""Scheduler `slurm`: the allocation this process is in, and asking for one by sbatch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
-from hpcviews.cluster.spec import Allocation, Detection, Host, Node
+from hpcviews.cluster.batch import JobOrder, JobStatus, render_walltime
+from hpcviews.cluster.spec import Allocation, Cause, Detection, Host, Node, ProbeOutput
+from hpcviews.errors import PollFailed, SubmitRefused
 from hpcviews_launchers.hostlists import parse_counts, parse_hostlist
+from hpcviews_launchers.job_script import check_line, quote_directive, render_body
+from hpcviews_launchers.slurm_states import parse_job, parse_record, parse_row
 
 
 class SlurmScheduler:
@@ -21,6 +26,136 @@ class SlurmScheduler:
     def allocation(self, host: Host) -> Allocation | None:
         """The nodes of the job, from its environment."""
         return find_allocation(host.environment)
+
+    def render(self, order: JobOrder) -> str:
+        """An sbatch script."""
+        options = _render_options(order)
+        lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options)]
+        lines += [f"#SBATCH {directive}" for directive in order.request.directives]
+        return "\n".join([*lines, *render_body(order)]) + "\n"
+
+    def submit_argv(self, script: str) -> Sequence[str]:
+        """--parsable prints the id alone."""
+        return ("sbatch", "--parsable", script)
+
+    def parse_submit(self, answer: ProbeOutput) -> str:
+        """``ID`` or ``ID;CLUSTER``, on the last line."""
+        line = next(reversed(answer.out.split()), "")
+        job = line.split(";")[0]
+        if answer.code == 0 and job.isdigit():
+            return job
+        said = answer.err.strip() or answer.out.strip() or "nothing"
+        hint = next((text for pattern, text in _REFUSALS if re.search(pattern, said)), "")
+        raise SubmitRefused(f"sbatch does not take the job: {said}" + (f"\n{hint}" if hint else ""))
+
+    def validate_argv(self, script: str) -> Sequence[str]:
+        """--test-only makes no job."""
+        return ("sbatch", "--test-only", script)
+
+    def find_argv(self, name: str) -> Sequence[str]:
+        """By name."""
+        return ("squeue", "--noheader", "--me", f"--name={name}", "--format=%i")
+
+    def parse_find(self, answer: ProbeOutput) -> list[str]:
+        """One id a line."""
+        return answer.out.split() if answer.code == 0 else []
+
+    def status_argv(self, ids: Sequence[str]) -> Sequence[str]:
+        """-t all: also those that ended in the last minutes. The reason is last, because it may hold anything."""
+        return ("squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "--format=%i|%T|%S|%N|%r")
+
+    def parse_status(self, answer: ProbeOutput, ids: Sequence[str]) -> Mapping[str, JobStatus]:
+        """Rows of squeue. It exits with 1 when a single job is asked for and not known any more."""
+        if answer.code != 0 and "Invalid job id" not in answer.err:
+            raise PollFailed(f"squeue fails: {answer.err.strip() or 'it says nothing'}")
+        rows = [parse_row(line) for line in answer.out.splitlines() if line.strip()]
+        return {job: status for job, status in rows if job in ids}
+
+    def history_argv(self, job: str) -> Sequence[Sequence[str]]:
+        """scontrol knows the exit code for some minutes, sacct for ever where there is a database."""
+        return (
+            ("scontrol", "show", "job", "--oneliner", job),
+            ("sacct", "-X", "-n", "-P", "-j", job, "-o", "JobIDRaw,State,ExitCode,NodeList"),
+        )
+
+    def parse_history(self, answer: ProbeOutput, job: str) -> JobStatus | None:
+        """Either of them."""
+        if answer.code != 0 or not answer.out.strip():
+            return None
+        return parse_job(answer.out) if answer.out.startswith("JobId=") else parse_record(answer.out, job)
+
+    def cancel_argv(self, ids: Sequence[str]) -> Sequence[str]:
+        """It is silent about jobs that have ended."""
+        return ("scancel", *ids)
+
+    def parse_cancel(self, answer: ProbeOutput) -> str:
+        """It exits with 0, also for unknown jobs."""
+        return "" if answer.code == 0 else answer.err.strip() or "scancel does not answer"
+
+    def find_job_cause(self, log: str) -> Cause | None:
+        """What slurmstepd writes into a job's output."""
+        for pattern, text in _CAUSES:
+            match = re.search(pattern, log)
+            if match:
+                return Cause(match.expand(text))
+        return None
+
+
+def _render_options(order: JobOrder) -> list[str]:
+    request = order.request
+    values = {
+        "--job-name": order.name,
+        # % begins a field there
+        "--output": order.log.replace("%", "%%"),
+        "--open-mode": "append",
+        "--nodes": request.nodes,
+        "--ntasks": order.n,
+        "--ntasks-per-node": request.engines_per_node,
+        "--cpus-per-task": request.cpus_per_engine,
+        "--gpus-per-task": request.gpus_per_engine,
+        "--mem": request.mem,
+        "--time": render_walltime(request.walltime_s) if request.walltime_s is not None else None,
+        "--partition": request.queue,
+        "--account": request.account,
+        "--qos": request.qos,
+        "--constraint": request.constraint,
+        "--reservation": request.reservation,
+        "--exclude": request.exclude,
+        "--nodelist": request.nodelist,
+        "--dependency": request.dependency,
+    }
+    options = [
+        f"{name}={quote_directive(check_line(name, str(value)))}"
+        for name, value in values.items()
+        if value is not None and name not in request.skip
+    ]
+    if "--no-requeue" not in request.skip:
+        # Engines' state is lost with the job; the same script once more would find its cluster's record retired.
+        options.append("--no-requeue")
+    return options
+
+
+_REFUSALS = (
+    (r"[Ii]nvalid partition", "`sinfo -s` lists the partitions; choose one with --queue"),
+    (r"Invalid account|account/partition combination", "`sacctmgr show assoc user=$USER` lists yours: --account"),
+    (r"Invalid qos", "`sacctmgr show qos` lists them: --qos"),
+    (r"time limit|Invalid --time", "`sinfo -o '%P %l'` shows the longest time of each partition: --time"),
+    (r"Memory specification|node configuration is not available", "`sinfo -o '%P %c %m'` shows what nodes have"),
+    (r"Invalid feature", "`sinfo -o '%P %f'` lists the features: --constraint"),
+    (r"reservation", "`scontrol show reservation` lists them: --reservation"),
+    (r"gres", "`sinfo -o '%P %G'` shows which nodes have GPUs"),
+    (r"dependency", "write it as afterok:JOBID: --dependency"),
+    (r"Unable to contact slurm|Socket timed out|no answer within", "`scontrol ping` tells when SLURM is back"),
+    (r"sbatch: No such file", "sbatch is not on PATH: load SLURM's module, or use --launcher local"),
+)  # fmt: skip
+
+_CAUSES = (
+    (r"execve\(\): bad interpreter\(([^)]*)\)", r"there is no \1 on the node"),
+    (r"couldn't chdir to `([^']*)'", r"the directory \1 does not exist on the node: start in one that all nodes see"),
+    (r"oom[-_ ]kill|Exceeded job memory limit|Out Of Memory", "memory ran out: ask for more with --mem"),
+    (r"CANCELLED AT \S+ DUE TO TIME LIMIT", "the time limit was reached: ask for more with --time"),
+    (r"CANCELLED AT \S+ DUE TO NODE FAIL\w*", "a node failed: start again"),
+)
 
 
 def detect_program(host: Host, name: str) -> Detection:

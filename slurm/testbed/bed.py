@@ -29,6 +29,10 @@ def find_missing() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
+def _name_daemon(host: str) -> str:
+    return "slurmctld" if host == HEAD else f"{host}.slurmd"
+
+
 class Testbed:
     """Everything below one directory."""
 
@@ -96,7 +100,7 @@ class Testbed:
         self._wait((munge / "socket").exists, "munged")
 
     def _start_daemon(self, host: str) -> None:
-        name = "slurmctld" if host == HEAD else f"{host}.slurmd"
+        name = _name_daemon(host)
         if self._registry.find(name) is not None:
             return
         argv = ["slurmctld", "-D"] if host == HEAD else ["slurmd", "-D", "-N", host]
@@ -147,8 +151,8 @@ class Testbed:
         os.execvpe(command[0], command, self.get_environment())
 
     def kill_node(self, node: str) -> None:
-        """Its slurmd dies; processes of jobs go on."""
-        self._registry.stop(f"{node}.slurmd", signal.SIGKILL)
+        """Its slurmd (or, for head, slurmctld) dies; processes of jobs go on."""
+        self._registry.stop(_name_daemon(node), signal.SIGKILL)
 
     def start_node(self, node: str) -> None:
         """Its slurmd (or, for head, slurmctld) comes back."""

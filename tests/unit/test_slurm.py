@@ -49,7 +49,7 @@ def test_what_is_no_hostlist_is_refused(text: str) -> None:
 def test_counts_per_node() -> None:
     assert parse_counts("2(x3),1") == [2, 2, 2, 1]
     for text in ("", "2(y3)", "2(x999999999)"):
-        with pytest.raises(ValueError, match="nodes|counts"):
+        with pytest.raises(ValueError, match=r"nodes|counts"):
             parse_counts(text)
 
 
@@ -92,7 +92,10 @@ def test_engines_are_spread_as_the_slots_are(slots: tuple[int, ...], n: int, cou
 # ---------------------------------------------------------------- srun
 
 
-def make_host(environment: Mapping[str, str], answer: ProbeOutput = ProbeOutput(0, "slurm-wlm 22.05.8", "")) -> Host:
+SLURM_22 = ProbeOutput(0, "slurm-wlm 22.05.8", "")
+
+
+def make_host(environment: Mapping[str, str], answer: ProbeOutput = SLURM_22) -> Host:
     return Host(4, False, "/opt/python", environment, lambda name: Path("/usr/bin") / name, lambda argv: answer)
 
 
