@@ -110,8 +110,8 @@ class Site:
         return wait_until(look, timeout_s, f"job {job}")
 
     def list_jobs(self) -> list[str]:
-        """Jobs that wait or run."""
-        return self.on("head", "squeue", "-h", "-o", "%i %T %j").stdout.splitlines()
+        """Jobs that wait or run. Not COMPLETING ones: slurmctld may wait long for a report that it missed."""
+        return self.on("head", "squeue", "-h", "-t", "PD,R,S,CF", "-o", "%i %T %j").stdout.splitlines()
 
     def read_output(self, job: str) -> str:
         """What the job has printed."""

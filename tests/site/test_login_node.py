@@ -192,6 +192,7 @@ def test_cancelled_job_ends_in_order(site: Site) -> None:
     assert "SIGTERM came" in site.run("logs", "one").stdout
 
 
+@pytest.mark.timeout(300)  # every command of SLURM's takes 10 to 20 s to give up
 def test_silent_slurm_breaks_nothing(site: Site) -> None:
     start(site, "--n", "1")
     site.act("kill", "head")
