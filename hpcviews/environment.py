@@ -21,6 +21,9 @@ NONINTERACTIVE_VARIABLE = "HPCVIEWS_NONINTERACTIVE"
 # What a batch system or an MPI starter tells its children. Passed on to a nested mpiexec it would make it believe
 # it is inside somebody else's job: wrong host lists, wrong binding, ranks that join the outer world.
 SCHEDULER_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")
+SCHEDULER_KEEP = ("SLURM_CONF",)
+"""Not of a job: where the site's configuration is, often set by a module."""
+
 MPI_PREFIXES = ("PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "I_MPI_HYDRA", "MPI_LOCAL", "PALS_")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -79,9 +82,17 @@ def set_default_matplotlib_backend(backend: str) -> None:
     os.environ.setdefault("MPLBACKEND", backend)
 
 
-def scrub(environment: Mapping[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """The environment without the variables that begin with one of `prefixes`."""
-    return {k: v for k, v in environment.items() if not k.startswith(prefixes)}
+def scrub(environment: Mapping[str, str], prefixes: tuple[str, ...], keep: tuple[str, ...] = ()) -> dict[str, str]:
+    """The environment without the variables that begin with one of `prefixes`, but with those named in `keep`."""
+    return {k: v for k, v in environment.items() if k in keep or not k.startswith(prefixes)}
+
+
+def find_node_index() -> int | None:
+    """Which node of its job step this process is on, from 0, where a batch system's starter says so."""
+    for name in ("SLURM_NODEID", "PBS_NODENUM"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return None
 
 
 def find_mpi_rank() -> tuple[int, int] | None:
@@ -95,5 +106,6 @@ def find_mpi_rank() -> tuple[int, int] | None:
         ("PALS_RANKID", "PALS_LOCAL_RANKID"),
     ):
         if rank in os.environ:
-            return int(os.environ[rank]), int(os.environ.get(local, "0"))
+            # Under srun there is no mpiexec that could tell the local rank, but SLURM itself does.
+            return int(os.environ[rank]), int(os.environ.get(local) or os.environ.get("SLURM_LOCALID", "0"))
     return None

@@ -10,6 +10,8 @@ HpcviewsError
 │   ├── LauncherUnavailable          the launcher exists, but not on this machine
 │   ├── MpiMismatch                  the engines do not share one world of the size asked for
 │   ├── NotEnoughFiles               RLIMIT_NOFILE is too low for n engines
+│   ├── SubmitRefused                the batch system does not take the job
+│   ├── PollFailed                   the batch system does not answer
 │   └── NoShow                       the engines' process ended before its engines registered
 ├── ConnectError (ConnectionError)   no connection to a controller
 │   ├── NoCluster                    none found to connect to
@@ -109,6 +111,16 @@ class MpiMismatch(LaunchError):
 
 class NotEnoughFiles(LaunchError):
     """RLIMIT_NOFILE is too low for this many engines."""
+
+
+class SubmitRefused(LaunchError):
+    """The batch system does not take the job; the message says why, in its words and in ours."""
+
+
+class PollFailed(LaunchError):
+    """The batch system does not answer; what its jobs do is not known for the moment."""
+
+    retryable = True
 
 
 class NoShow(LaunchError):

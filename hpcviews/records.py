@@ -52,7 +52,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     host_id: str
     pid_namespace: int
     pid: int
-    """The controller; until it has bound, the process that starts it."""
+    """The controller; until it has bound, the process that starts it; 0 while only a batch system knows."""
     pid_started: int
     """Start time of that process in clock ticks since boot, which tells it from a later one with its number."""
     python: str
@@ -77,6 +77,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Liveness(enum.Enum):
     """What can be said of a cluster from here, without connecting to it."""
 
+    QUEUED = "queued"
+    """In the hands of a batch system: the job that will run its controller has not begun."""
     STARTING = "starting"
     RUNNING = "running"
     DEAD = "dead"
@@ -136,6 +138,8 @@ def read_pid_namespace() -> int:
 
 def get_liveness(record: Record) -> Liveness:
     """Whether the cluster's controller runs."""
+    if record.pid == 0:
+        return Liveness.QUEUED
     boot = record.host_id.partition("/")[0]
     if boot != read_host_id().partition("/")[0]:
         # The same host name with another boot is this machine before it was switched off.
@@ -435,6 +439,10 @@ def find_access(name: str | None = None, path: Path | None = None) -> Access:
         raise NoCluster(
             f"the cluster {record.name!r} is dead: its controller (pid {record.pid} on {record.host}) is gone. "
             f"`hpcviews logs {record.name}` shows its last words, `hpcviews stop {record.name}` clears it away"
+        )
+    if found.liveness is Liveness.QUEUED:
+        raise NoCluster(
+            f"the job of the cluster {record.name!r} has not begun yet; `hpcviews status {record.name}` tells its state"
         )
     if found.liveness is Liveness.STARTING:
         raise NoCluster(f"the cluster {record.name!r} is just starting; try again in a moment")

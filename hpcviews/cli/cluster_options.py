@@ -7,17 +7,20 @@ from typing import Any, TypeVar
 
 import click
 
+from hpcviews.cli.job_options import job_options, take_request
 from hpcviews.cluster.cluster import START_TIMEOUT_S, Cluster
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
-        "-n", "--n", "n", type=int, metavar="N", help="Number of engines.  [default: one per core of this machine]"
+        "-n", "--n", "n", type=int, metavar="N",
+        help="Number of engines.  [default: one per core of this machine; in a batch job one per task]",
     ),
     click.option(
-        "-l", "--launcher", default="local", show_default=True, metavar="L",
-        help="What starts the engines; `hpcviews launchers` lists what works here.",
+        "-l", "--launcher", metavar="L",
+        help="What starts the engines; `hpcviews launchers` lists what works here.  "
+        "[default: local; in a batch job that job's, on all its nodes]",
     ),
     click.option("--name", metavar="NAME", help="Name of the cluster.  [default: a name is made up]"),
     click.option(
@@ -39,6 +42,7 @@ _OPTIONS = (
 
 def cluster_options(command: F) -> F:
     """Give a command the options; they arrive as the arguments of `make_cluster`."""
+    command = job_options(command)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -46,12 +50,16 @@ def cluster_options(command: F) -> F:
 
 def make_cluster(
     n: int | None,
-    launcher: str,
+    launcher: str | None,
     name: str | None,
     interface: str | None,
     options: tuple[str, ...],
     timeout: float,
     path: Iterable[str] = (),
+    **job: Any,
 ) -> Cluster:
     """The cluster that was asked for; nothing is started."""
-    return Cluster(n, launcher, name=name, interface=interface, options=options, timeout=timeout, path=path)
+    request = take_request(job)
+    return Cluster(
+        n, launcher, name=name, interface=interface, options=options, timeout=timeout, path=path, job=request
+    )

@@ -10,7 +10,7 @@ import click
 
 from hpcviews.cli import exit_codes
 from hpcviews.cli.cluster_options import cluster_options, make_cluster
-from hpcviews.cli.progress import start_showing_progress
+from hpcviews.cli.progress import LeftInQueue, start_showing_progress
 from hpcviews.cluster.cluster import Cluster
 
 
@@ -18,12 +18,24 @@ from hpcviews.cluster.cluster import Cluster
 @cluster_options
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, and end the cluster then.")
 @click.option("--quiet", is_flag=True, help="Print the cluster's name only.")
-def start(foreground: bool, quiet: bool, **options: Any) -> int:
-    """Start a controller and engines, and return when the engines are ready."""
+@click.option("--dry-run", is_flag=True, help="Print the script of the job that would be submitted, and do nothing.")
+@click.option("--validate", is_flag=True, help="Ask the batch system whether it would take the job, and do nothing.")
+def start(foreground: bool, quiet: bool, dry_run: bool, validate: bool, **options: Any) -> int:
+    """Start a controller and engines, and return when the engines are ready.
+
+    On a login node, with the launcher of a batch system, they are started by a job of their own.
+    """
     cluster = make_cluster(**options)
+    if dry_run or validate:
+        click.echo(cluster.validate_job() if validate else cluster.render_job(), nl=validate)
+        return exit_codes.OK
     # A plain SIGTERM would leave no time to say goodbye; as an exception it passes through what cleans up.
     signal.signal(signal.SIGTERM, _raise_exit)
-    start_showing_progress(cluster)
+    try:
+        start_showing_progress(cluster)
+    except LeftInQueue:
+        click.echo(f"left in the queue: `hpcviews status {cluster.name}`, `hpcviews stop {cluster.name}`", err=True)
+        return exit_codes.OK
     if foreground:
         return _stay(cluster, quiet)
     _tell(cluster, quiet, foreground)

@@ -11,7 +11,10 @@ import click
 from hpcviews import records
 from hpcviews.cli import exit_codes
 from hpcviews.cli.table import render_columns
-from hpcviews.errors import ConnectError
+from hpcviews.cluster.batch import JobState, JobStatus
+from hpcviews.cluster.jobs import JobFile, ask_about, find_job_file
+from hpcviews.cluster.plugins import get_scheduler
+from hpcviews.errors import ConnectError, NoCluster
 from hpcviews.records import Found, Liveness
 
 if TYPE_CHECKING:
@@ -46,7 +49,9 @@ def status(name: str | None, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List your clusters, those on other hosts and dead ones too."""
-    described = [describe_found(found) for found in records.list_clusters()]
+    found = records.list_clusters()
+    jobs = ask_about({one.record.name: one.place for one in found}, get_scheduler) if found else {}
+    described = [describe_found(one, jobs.get(one.record.name)) for one in found]
     if as_json:
         click.echo(json.dumps(described, indent=2))
         return
@@ -64,12 +69,14 @@ def list_(as_json: bool) -> None:
             click.echo(f"{d['name']} is dead; `hpcviews stop {d['name']}` clears it away", err=True)
 
 
-def describe_found(found: Found) -> dict[str, Any]:
+def describe_found(found: Found, job: JobStatus | None) -> dict[str, Any]:
     """An entry of ``list --json``."""
     record = found.record
+    file = find_job_file(found.place)
     return {
         "name": record.name,
-        "state": found.liveness.value,
+        "state": _choose_state(found.liveness, job),
+        "job": describe_job(file, job),
         "n": record.n,
         "launcher": record.launcher,
         "host": record.host,
@@ -79,28 +86,68 @@ def describe_found(found: Found) -> dict[str, Any]:
     }
 
 
+def _choose_state(liveness: Liveness, job: JobStatus | None) -> str:
+    """What is seen from here, and what the batch system knows beyond it."""
+    if job is not None and job.has_ended:
+        return Liveness.DEAD.value
+    if job is not None and job.state is JobState.RUNNING and liveness is Liveness.ELSEWHERE:
+        return Liveness.RUNNING.value
+    return liveness.value
+
+
+def describe_job(file: JobFile | None, status: JobStatus | None) -> dict[str, Any] | None:
+    """The job of a cluster for ``--json``; None when it is in none that we submitted."""
+    if file is None:
+        return None
+    described: dict[str, Any] = {"id": file.id, "scheduler": file.scheduler, "state": "unknown", "says": ""}
+    if status is not None:
+        described.update(state=status.state.value, says=status.render())
+    return described
+
+
 def describe_cluster(found: Found) -> tuple[dict[str, Any], Exception | None]:
     """``status --json``, and why the controller could not be asked if it could not."""
     from hpcviews.client.client import Client
 
     record = found.record
+    file = find_job_file(found.place)
+    # A controller in a job is asked only if the job is there: else that takes until the timeout.
+    job = ask_about({record.name: found.place}, get_scheduler).get(record.name)
     try:
+        if job is not None and job.has_ended:
+            raise NoCluster(
+                f"its job is over: {job.render()}; `hpcviews logs {record.name}` shows its last words, "
+                f"`hpcviews stop {record.name}` clears it away"
+            )
         access = records.find_access(record.name)
         with Client(access=found.place.access("client"), timeout=ANSWER_S) as client:
-            return describe_status(access.cluster, client.status()), None
+            return describe_status(access.cluster, client.status(), describe_job(file, job)), None
     except ConnectError as error:
         state = found.liveness.value
         if found.liveness in (Liveness.RUNNING, Liveness.ELSEWHERE):
-            state = "unreachable"
+            state = "unreachable" if job is None or not job.has_ended else Liveness.DEAD.value
+        if found.liveness is Liveness.QUEUED:
+            state = "queued" if job is None or not job.has_ended else Liveness.DEAD.value
+            described: dict[str, Any] = {
+                "name": record.name,
+                "state": state,
+                "controller": None,
+                "sets": [],
+                "engines": [],
+            }
+            is_waiting = state == "queued"
+            return described | {"job": describe_job(file, job)}, None if is_waiting else error
         controller = {"host": record.host, "pid": record.pid, "version": record.version, "started": record.started}
-        return {"name": record.name, "state": state, "controller": controller, "sets": [], "engines": []}, error
+        described = {"name": record.name, "state": state, "controller": controller, "sets": [], "engines": []}
+        return described | {"job": describe_job(file, job)}, error
 
 
-def describe_status(name: str, status: m.Status) -> dict[str, Any]:
+def describe_status(name: str, status: m.Status, job: dict[str, Any] | None = None) -> dict[str, Any]:
     """``status --json`` of a controller that answered."""
     return {
         "name": name,
         "state": status.state,
+        "job": job,
         "controller": {
             "host": status.host,
             "pid": status.pid,
@@ -140,11 +187,17 @@ def describe_status(name: str, status: m.Status) -> dict[str, Any]:
 def render_status(described: dict[str, Any]) -> str:
     """The same for people."""
     controller = described["controller"]
-    lines = [
-        f"cluster     {described['name']}: {described['state']}",
+    lines = [f"cluster     {described['name']}: {described['state']}"]
+    job = described["job"]
+    if job is not None:
+        says = job["says"] or f"{job['scheduler']} does not answer"
+        lines.append(f"job         {job['id'] or '(not known yet)'} of {job['scheduler']}: {says}")
+    if controller is None:
+        return "\n".join(lines)
+    lines.append(
         f"controller  pid {controller['pid']} on {controller['host']}, hpcviews {controller['version']}, "
-        f"since {render_time(controller['started'])}",
-    ]
+        f"since {render_time(controller['started'])}"
+    )
     if "endpoints" in controller:
         lines.append(f"addresses   {', '.join(controller['endpoints'])}")
         # One of the clients is this command.

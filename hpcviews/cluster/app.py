@@ -9,6 +9,7 @@ from __future__ import annotations
 import getopt
 import logging
 import os
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+import hpcviews
 from hpcviews import environment, records
 from hpcviews.cluster.handshake import Readiness, send_readiness
 from hpcviews.cluster.interfaces import choose_addresses, read_interfaces
@@ -24,7 +26,7 @@ from hpcviews.cluster.lifeline import OwnerWatch, SignalWatch
 from hpcviews.controller.events import Service
 from hpcviews.errors import HpcviewsError, LaunchError, UsageError
 from hpcviews.records import IPC_PREFIX, Place, Record
-from hpcviews.wire.access import write_access
+from hpcviews.wire.access import read_host_id, write_access
 
 if TYPE_CHECKING:
     from hpcviews.cluster.engine_sets import EngineSets
@@ -42,8 +44,10 @@ class Options:
     """The command line. What the cluster is to be is in its record."""
 
     place: Place
-    ready_fd: int
-    lifeline_fd: int
+    ready_fd: int | None
+    """Where to say that it serves. None: in a job, whose submitter looks for the access file."""
+    lifeline_fd: int | None
+    """None: it has no owner on this machine."""
 
 
 def parse_options(argv: list[str]) -> Options:
@@ -53,13 +57,16 @@ def parse_options(argv: list[str]) -> Options:
         UsageError: Not a command line of ours.
     """
     try:
-        pairs, rest = getopt.gnu_getopt(argv, "", ["ready-fd=", "lifeline="])
+        pairs, rest = getopt.gnu_getopt(argv, "", ["ready-fd=", "lifeline=", "job"])
         given = dict(pairs)
         (directory,) = rest
+        if "--job" in given:
+            return Options(Place(Path(directory)), None, None)
         return Options(Place(Path(directory)), int(given["--ready-fd"]), int(given["--lifeline"]))
     except (getopt.GetoptError, KeyError, ValueError):
         raise UsageError(
-            "DIR --ready-fd FD --lifeline FD are needed; controllers are started by `hpcviews start`, not by hand"
+            "DIR and --job, or --ready-fd FD --lifeline FD, are needed; "
+            "controllers are started by `hpcviews start`, not by hand"
         ) from None
 
 
@@ -67,12 +74,16 @@ def main(argv: list[str]) -> int:
     """Be the controller of a cluster until it has ended; the exit code."""
     options = parse_options(argv)
     configure_logging()
-    for fd in (options.ready_fd, options.lifeline_fd):
-        os.set_inheritable(fd, False)
-    services: list[Service] = [SignalWatch(), OwnerWatch(options.lifeline_fd)]
+    services: list[Service] = [SignalWatch()]
+    if options.lifeline_fd is not None:
+        os.set_inheritable(options.lifeline_fd, False)
+        services.append(OwnerWatch(options.lifeline_fd))
+    if options.ready_fd is not None:
+        os.set_inheritable(options.ready_fd, False)
     record = records.find_record(options.place)
     if record is None:
-        send_readiness(options.ready_fd, Readiness("LaunchError", f"no record in {options.place.directory}"))
+        log.error("no record in %s: the cluster was stopped before its controller began", options.place.directory)
+        _say_ready(options, Readiness("LaunchError", f"no record in {options.place.directory}"))
         return 1
     process = ControllerProcess(options.place, record)
     try:
@@ -81,12 +92,12 @@ def main(argv: list[str]) -> int:
         log.error("cannot start: %s", error)
         process.clear_away()
         name = type(error).__name__ if isinstance(error, HpcviewsError) else "LaunchError"
-        send_readiness(options.ready_fd, Readiness(name, str(error)))
+        _say_ready(options, Readiness(name, str(error)))
         return 1
     except BaseException:
         process.clear_away()
         raise
-    send_readiness(options.ready_fd, Readiness())
+    _say_ready(options, Readiness())
     try:
         process.serve()
     except Exception:
@@ -96,6 +107,11 @@ def main(argv: list[str]) -> int:
         process.clear_away()
     log.info("ended")
     return 0
+
+
+def _say_ready(options: Options, readiness: Readiness) -> None:
+    if options.ready_fd is not None:
+        send_readiness(options.ready_fd, readiness)
 
 
 def configure_logging() -> None:
@@ -115,7 +131,17 @@ class ControllerProcess:
         # Ours from now on: who looks at the record meets this process, not the one that asked for the cluster.
         started = records.find_process_start(os.getpid())
         assert started is not None, "this process is alive"
-        self._record = msgspec.structs.replace(record, pid=os.getpid(), pid_started=started)
+        self._record = msgspec.structs.replace(
+            record,
+            pid=os.getpid(),
+            pid_started=started,
+            # In a job it is another machine, and perhaps another Python, than that of who asked for it.
+            host=socket.gethostname(),
+            host_id=read_host_id(),
+            pid_namespace=records.read_pid_namespace(),
+            python=sys.executable,
+            version=hpcviews.__version__,
+        )
         self._sets: EngineSets | None = None
         self._controller: Controller | None = None
         self._archive: Archive | None = None

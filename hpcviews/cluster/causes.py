@@ -56,6 +56,11 @@ _CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "NoShow",
     ),
     (
+        re.compile(r"line \d+: (?:exec: )?(\S+): (?:cannot execute: )?(?:No such file or directory|Permission denied)"),
+        r"\1 does not exist on that machine, or may not be run there: is it on a file system that all nodes see?",
+        "NoShow",
+    ),
+    (
         re.compile(r"(?:^|\s)(\S+): (?:command )?not found", re.MULTILINE),
         r"\1 is not found on this machine",
         "NoShow",

@@ -9,11 +9,14 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex
+
+import msgspec
 
 from hpcviews import environment, records
 from hpcviews.cluster.handshake import wait_readiness
@@ -22,6 +25,7 @@ from hpcviews.errors import (
     ConnectError,
     EngineError,
     LaunchError,
+    LauncherUnavailable,
     NameInUse,
     NoCluster,
     NoShow,
@@ -33,7 +37,10 @@ from hpcviews.wire.access import read_host_id
 
 if TYPE_CHECKING:
     from hpcviews.client.client import Client
+    from hpcviews.cluster.batch import BatchScheduler, JobRequest
     from hpcviews.cluster.processes import Child
+    from hpcviews.cluster.spec import Host, Launcher
+    from hpcviews.cluster.submission import OnJob, Submission
 
 START_TIMEOUT_S = 120.0
 """Local engines are there in a second; 64 MPI ranks whose Python comes from a slow file server need a minute."""
@@ -59,14 +66,17 @@ class Cluster:
     May be used from any thread, by one at a time; not in a forked child.
 
     Args:
-        n: Number of engines; None: one per core that this process may use.
-        launcher: What starts them: a name that ``hpcviews launchers`` lists.
+        n: Number of engines; None: one per core that this process may use, or in a batch job as many as it has tasks
+            (cores, where it names no tasks).
+        launcher: What starts them: a name that ``hpcviews launchers`` lists; None: the batch job that this process
+            is in, on all its nodes, else this machine.
         name: Name of the cluster; None: one is made up.
         interface: Network interface or address that the controller listens on, or "all"; None: this machine only
             where all engines are on it, else all.
         options: Arguments for the launcher's program, verbatim.
-        timeout: Seconds that `start` waits for the engines.
+        timeout: Seconds that `start` waits for the engines; where a job is submitted, from when it runs.
         path: Directories for the engines' sys.path; None: the directory of this program's main script.
+        job: What the job is to have, where the launcher submits one (on a login node); see `JobRequest`.
     Raises:
         UsageError: `n` or another argument is not what it must be.
         UnknownLauncher: There is no such launcher; the message lists those that exist.
@@ -75,19 +85,34 @@ class Cluster:
     def __init__(
         self,
         n: SupportsIndex | None = None,
-        launcher: str = "local",
+        launcher: str | None = None,
         *,
         name: str | None = None,
         interface: str | None = None,
         options: Iterable[str] = (),
         timeout: float = START_TIMEOUT_S,
         path: Iterable[str | os.PathLike[str]] | None = None,
+        job: JobRequest | None = None,
     ):
-        from hpcviews.cluster.plugins import get_launcher
+        from hpcviews.cluster.plugins import choose_launcher
+        from hpcviews.cluster.processes import get_host
 
-        self.n = _check_n(n)
-        get_launcher(launcher)
-        self.launcher = launcher
+        host = get_host()
+        chosen = choose_launcher(launcher, host)
+        allocation = chosen.scheduler.allocation(host)
+        self._request: JobRequest | None = None
+        slots = 0
+        if allocation is None:
+            self._request, slots = _check_job(chosen, host, job, has_n=n is not None)
+        elif job is not None:
+            raise UsageError(
+                f"launcher {chosen.name!r} submits no job here, so there is nothing to ask a job for: "
+                + ("this is inside one" if allocation.job else "name a batch system's launcher, e.g. slurm")
+            )
+        else:
+            slots = allocation.slots
+        self.n = _check_n(n, slots)
+        self.launcher = chosen.name
         if name is not None:
             check_name(name)
         if isinstance(options, str):
@@ -102,6 +127,7 @@ class Cluster:
         self._found: Found | None = None
         self._lifeline: Lifeline | None = None
         self._child: Child | None = None
+        self._submission: Submission | None = None
         self._client: Client | None = None
         self._pid = os.getpid()
 
@@ -124,6 +150,7 @@ class Cluster:
         self._timeout_s, self._paths = START_TIMEOUT_S, record.paths
         self._found, self._pid = found, os.getpid()
         self._lifeline = self._child = self._client = None
+        self._request = self._submission = None
         return self
 
     # ------------------------------------------------------------ what it is
@@ -162,7 +189,53 @@ class Cluster:
 
     # ------------------------------------------------------------ start and stop
 
-    def start(self, on_progress: OnProgress | None = None) -> Cluster:
+    @property
+    def submits(self) -> bool:
+        """Whether `start` submits a job."""
+        return self._request is not None
+
+    def render_job(self) -> str:
+        """The script of the job that `start` would submit; nothing is submitted, and no name is taken.
+
+        Raises:
+            UsageError: No job would be submitted, or the batch system cannot do what is asked.
+        """
+        from hpcviews.cluster.submission import render_script
+
+        scheduler, request = self._get_batch()
+        record = self._make_record(self._name or make_name())
+        return render_script(scheduler, Place(records.open_home() / "clusters" / record.name), record, request)
+
+    def validate_job(self) -> str:
+        """Ask the batch system whether it would take the job; what it says.
+
+        Raises:
+            SubmitRefused: It would not; the message says why.
+            UsageError: No job would be submitted, or the batch system cannot do what is asked.
+        """
+        from hpcviews.cluster.jobs import Jobs
+
+        script = self.render_job()
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "job.sh"
+            path.write_text(script)
+            return Jobs(self._get_batch()[0]).validate(path)
+
+    def _get_batch(self) -> tuple[BatchScheduler, JobRequest]:
+        from hpcviews.cluster.batch import BatchScheduler
+        from hpcviews.cluster.plugins import get_launcher
+
+        scheduler = get_launcher(self.launcher).scheduler
+        if self._request is None or not isinstance(scheduler, BatchScheduler):
+            raise UsageError(f"launcher {self.launcher!r} submits no job here")
+        return scheduler, self._request
+
+    def start(
+        self,
+        on_progress: OnProgress | None = None,
+        on_job: OnJob | None = None,
+        on_interrupt: Callable[[], bool] | None = None,
+    ) -> Cluster:
         """Start controller and engines; return when all engines are ready.
 
         After any failure, also Ctrl-C, everything that was started is gone again, and logs are kept
@@ -170,17 +243,25 @@ class Cluster:
 
         Args:
             on_progress: Called whenever engines have become ready.
+            on_job: Called with a line of text whenever the job that was submitted does something else.
+            on_interrupt: Asked at Ctrl-C whether a submitted job is to be cancelled; if not, it stays in the queue,
+                the KeyboardInterrupt goes on, and ``hpcviews status NAME`` tells of it.
         Returns:
             This cluster.
         Raises:
             NameInUse: A cluster of this name runs.
             LaunchError: It could not be started; the subclass and the message say why.
         """
-        client = self._start(on_progress)
+        client = self._start(on_progress, on_job, on_interrupt)
         client.close()
         return self
 
-    def _start(self, on_progress: OnProgress | None) -> Client:
+    def _start(
+        self,
+        on_progress: OnProgress | None,
+        on_job: OnJob | None = None,
+        on_interrupt: Callable[[], bool] | None = None,
+    ) -> Client:
         self._check_process()
         if self._found is not None:
             raise UsageError(f"the cluster {self.name!r} has been started already")
@@ -188,7 +269,11 @@ class Cluster:
         given_name = self._name
         self._claim()
         try:
-            self._spawn(deadline)
+            if self._request is not None:
+                self._submit(self._request, on_job or (lambda text: None))
+                deadline = time.monotonic() + self._timeout_s
+            else:
+                self._spawn(deadline)
             client = self._connect(deadline)
             try:
                 self._wait_for_engines(client, deadline, on_progress)
@@ -197,6 +282,10 @@ class Cluster:
                 raise
         except BaseException as error:
             name = self.name
+            is_submitted = self._submission is not None and self._submission.job
+            if isinstance(error, KeyboardInterrupt) and is_submitted and on_interrupt and not on_interrupt():
+                self._submission = None
+                raise
             self._end(STOP_TIMEOUT_S)
             self._name = given_name
             if isinstance(error, LaunchError):
@@ -220,6 +309,8 @@ class Cluster:
         if self._child is not None:
             self._end(timeout)
             return
+        atexit.unregister(self._stop_at_exit)
+        self._submission = None
         from hpcviews.cluster.ending import end_cluster
 
         found = records.find_cluster(self.name)
@@ -233,7 +324,8 @@ class Cluster:
         if self._lifeline is not None:
             self._lifeline.detach()
             self._lifeline = None
-            atexit.unregister(self._stop_at_exit)
+        self._submission = None
+        atexit.unregister(self._stop_at_exit)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the controller of a cluster that was started here has ended.
@@ -326,6 +418,19 @@ class Cluster:
             paths=self._paths,
         )
 
+    def _submit(self, request: JobRequest, on_job: OnJob) -> None:
+        from hpcviews.cluster.plugins import get_launcher
+        from hpcviews.cluster.submission import Submission
+
+        found = self._get_found()
+        # From now on the batch system has it: this process's end does not make it a dead cluster.
+        record = msgspec.structs.replace(found.record, pid=0, pid_started=0)
+        records.write_record(found.place, record)
+        self._found = Found(found.place, record, Liveness.QUEUED)
+        self._submission = Submission(get_launcher(self.launcher), found.place, record, request)
+        self._submission.submit(on_job)
+        self._submission.wait_for_controller(self._timeout_s, on_job)
+
     def _spawn(self, deadline: float) -> None:
         from hpcviews.cluster.processes import spawn
 
@@ -376,6 +481,8 @@ class Cluster:
             raise NoShow(f"only {len(client.ids)} of {self.n} engines were ready {self._say_late()}") from None
         except (EngineError, ConnectError) as error:
             place = self._get_found().place
+            if self._submission is not None:
+                raise NoShow(self._submission.explain_end()) from error
             raise LaunchError(f"the cluster broke while it was starting: {error}\n{_read_end(place)}") from None
 
     def _say_late(self) -> str:
@@ -383,10 +490,14 @@ class Cluster:
 
     def _end(self, timeout_s: float) -> None:
         """Take down what was started here, as far as it got; never raises for what is gone already."""
-        from hpcviews.cluster.ending import clear_left_over
+        from hpcviews.cluster.ending import clear_left_over, end_cluster
 
         found, child = self._found, self._child
         atexit.unregister(self._stop_at_exit)
+        if self._submission is not None and found is not None:
+            self._found = self._submission = None
+            end_cluster(records.find_cluster(found.record.name) or found, timeout_s)
+            return
         if child is not None:
             if self._lifeline is not None:
                 self._lifeline.stop()
@@ -415,9 +526,29 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _check_n(n: SupportsIndex | None) -> int:
+def _check_job(launcher: Launcher, host: Host, job: JobRequest | None, *, has_n: bool) -> tuple[JobRequest, int]:
+    """What to ask a batch system for, and how many engines that makes if nobody said."""
+    from hpcviews.cluster.batch import BatchScheduler, JobRequest
+
+    scheduler = launcher.scheduler
+    if not isinstance(scheduler, BatchScheduler):
+        raise UsageError(
+            f"launcher {launcher.name!r} can only be used inside an allocation of {scheduler.name}, and this is none"
+        )
+    request = job or JobRequest()
+    request.check()
+    slots = (request.nodes or 0) * (request.engines_per_node or 0)
+    if not slots and not has_n:
+        raise UsageError("how many engines shall the job be for? Give --n N, or --nodes N and --per-node M")
+    detection = scheduler.detect(host)
+    if not detection.usable:
+        raise LauncherUnavailable(f"launcher {launcher.name!r}: {detection.why}")
+    return request, slots
+
+
+def _check_n(n: SupportsIndex | None, slots: int) -> int:
     if n is None:
-        return count_cores()
+        return slots or count_cores()
     try:
         number = operator.index(n)
     except TypeError:

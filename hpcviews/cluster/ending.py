@@ -11,8 +11,10 @@ from pathlib import Path
 
 from hpcviews import records
 from hpcviews.cluster import processes
+from hpcviews.cluster.jobs import JobFile, Jobs, find_job_file
 from hpcviews.cluster.litter import Litter
-from hpcviews.errors import ConnectError, LaunchError
+from hpcviews.cluster.plugins import get_scheduler
+from hpcviews.errors import ConnectError, HpcviewsError, LaunchError, PollFailed
 from hpcviews.procfs import read_all_stats, read_stat
 from hpcviews.records import Found, Liveness
 from hpcviews.wire.room import sweep_rooms
@@ -25,6 +27,12 @@ STARTING_S = 5.0
 
 ANSWER_S = 10.0
 """How long to try to reach a controller on another host."""
+
+POLITE_S = 5.0
+"""A job whose controller has ended is over at once; what lingers is cancelled."""
+
+JOB_KILL_S = 45.0
+"""From scancel to the end: SLURM gives processes 30 s (KillWait) to go by themselves."""
 
 KILL_S = 5.0
 """A killed process is gone at once, unless it hangs in a file server's call."""
@@ -43,6 +51,9 @@ def end_cluster(found: Found, timeout_s: float = STOP_TIMEOUT_S, *, forget: bool
         ConnectError: Its controller is on another host, and cannot be reached from here.
         LaunchError: Its controller cannot be killed.
     """
+    job = find_job_file(found.place)
+    if job is not None:
+        return _end_job(found, job, timeout_s, forget)
     found = _wait_until_claimed(found)
     if found.liveness is Liveness.ELSEWHERE:
         return _end_elsewhere(found, timeout_s, forget)
@@ -57,6 +68,65 @@ def end_cluster(found: Found, timeout_s: float = STOP_TIMEOUT_S, *, forget: bool
                 "kernel, often because of a file server that does not answer; try again when that is back"
             )
     return _clear_away(found, done)
+
+
+def _end_job(found: Found, file: JobFile, timeout_s: float, forget: bool) -> str:
+    """A cluster in a job: its controller is asked first, then the job is cancelled if it is still there."""
+    jobs = Jobs(get_scheduler(file.scheduler))
+    try:
+        done = _end_by_scheduler(found, file, jobs, timeout_s)
+    except (PollFailed, LaunchError) as error:
+        # The controller's end is its job's end, also while the batch system is away.
+        if _ask_controller(found, timeout_s):
+            done = f"stopped; {file.scheduler} does not answer, so what it says of the job is not known"
+        elif forget:
+            done = f"{file.scheduler} does not answer; removed its record only"
+        else:
+            raise type(error)(
+                f"{error}\n`hpcviews stop --forget {found.record.name}` removes its record, and leaves the job alone"
+            ) from None
+    records.retire(found.place, found.record)
+    return done
+
+
+def _end_by_scheduler(found: Found, file: JobFile, jobs: Jobs, timeout_s: float) -> str:
+    job = jobs.find_id(file)
+    if not job or jobs.ask([job])[job].has_ended:
+        return f"job {job or file.name} had ended; cleared away what it left"
+    done = f"stopped, and its job {job} has ended"
+    if not _ask_controller(found, timeout_s):
+        done = f"cancelled job {job}"
+        jobs.cancel([job])
+    elif not _wait_for_end(jobs, job, POLITE_S):
+        jobs.cancel([job])
+    if not _wait_for_end(jobs, job, timeout_s + JOB_KILL_S):
+        raise LaunchError(
+            f"job {job} was cancelled, but {file.scheduler} has not ended it yet; "
+            f"run `hpcviews stop {found.record.name}` again later"
+        )
+    return done
+
+
+def _ask_controller(found: Found, timeout_s: float) -> bool:
+    from hpcviews.client.client import Client
+
+    try:
+        with Client(access=found.place.access("client"), timeout=ANSWER_S) as client:
+            client.stop_cluster(timeout_s)
+    except (HpcviewsError, TimeoutError, OSError):
+        return False  # it has none yet, or it hangs; the batch system ends it
+    return True
+
+
+def _wait_for_end(jobs: Jobs, job: str, timeout_s: float) -> bool:
+    """Whether the job is over within that time."""
+    deadline, period = time.monotonic() + timeout_s, 0.1
+    while not jobs.ask([job])[job].has_ended:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(period)  # a batch system tells nobody when a job has ended
+        period = min(2.0, period * 1.5)
+    return True
 
 
 def _wait_until_claimed(found: Found) -> Found:

@@ -22,7 +22,7 @@ from hpcviews.cluster.causes import TAIL_BYTES_MAX, find_cause, read_tail
 from hpcviews.cluster.engine_ends import EngineEnds, Watched
 from hpcviews.cluster.litter import Litter
 from hpcviews.cluster.processes import kill_descendants, reap_orphans, spawn_tree
-from hpcviews.cluster.spec import Command, Detection, EngineOrder, Host, Launcher
+from hpcviews.cluster.spec import Command, Detection, EngineOrder, Host, Launcher, Node
 from hpcviews.controller.events import (
     EndEngines,
     EndSets,
@@ -489,15 +489,23 @@ def compose_environment(host: Host, order: EngineOrder, command: Command) -> dic
     on 64 cores 4096 of them: slower by an order of magnitude than one each. So the engines of a node share its
     cores, unless the user has said otherwise in the environment.
     """
-    environment = scrub(host.environment, command.unset_prefixes) if command.unset_prefixes else dict(host.environment)
-    nodes = max(1, len(order.allocation.nodes))
-    engines_on_node = -(-order.n // nodes)
-    threads = str(max(1, host.cores // engines_on_node))
+    environment = dict(host.environment)
+    if command.unset_prefixes:
+        environment = scrub(environment, command.unset_prefixes, command.keep)
+    threads = str(_count_threads(host, order))
     if not any(environment.get(name) for name in THREAD_VARIABLES):
         # All or none: a user who has set only OMP_NUM_THREADS means the other libraries too, and they read it.
         environment.update((name, threads) for name in THREAD_VARIABLES)
     environment.update(command.environment)
     return environment
+
+
+def _count_threads(host: Host, order: EngineOrder) -> int:
+    """Cores for each engine, on the node that has the fewest for each."""
+    nodes = order.allocation.nodes or (Node("", cores=host.cores),)
+    counts = order.allocation.spread(order.n) or [order.n]
+    shares = [(node.cores or host.cores) // count for node, count in zip(nodes, counts, strict=True) if count]
+    return max(1, min(shares, default=1))
 
 
 def explain_end(how: str, logs: list[Path], launcher: Launcher) -> tuple[str, str]:

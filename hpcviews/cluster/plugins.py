@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpcviews.cluster.batch import BatchScheduler
 from hpcviews.cluster.spec import Detection, Host, Launcher, Scheduler, Starter
 from hpcviews.errors import LauncherUnavailable, UnknownLauncher
 
@@ -22,10 +23,14 @@ LOCAL = "local"
 # is installed and takes 30 ms, which is felt in a start of 0.5 s, so launchers of ours are found without. It also
 # means that nobody else's plug-in can take their names. A test compares this table with the real entry points.
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    SCHEDULERS: {"local": "hpcviews_launchers.local:LocalScheduler"},
+    SCHEDULERS: {
+        "local": "hpcviews_launchers.local:LocalScheduler",
+        "slurm": "hpcviews_launchers.slurm:SlurmScheduler",
+    },
     STARTERS: {
         "fork": "hpcviews_launchers.fork:ForkStarter",
         "mpiexec": "hpcviews_launchers.mpiexec:MpiexecStarter",
+        "srun": "hpcviews_launchers.srun:SrunStarter",
     },
 }
 
@@ -135,6 +140,38 @@ def get_launcher(name: str) -> Launcher:
         if found is None:
             raise UnknownLauncher(_explain_unknown(name, plugins))
     return found
+
+
+def get_scheduler(name: str) -> BatchScheduler:
+    """The batch scheduler of that name.
+
+    Raises:
+        UnknownLauncher: There is none.
+    """
+    scheduler = get_launcher(name).scheduler
+    if not isinstance(scheduler, BatchScheduler) or scheduler.name != name:
+        raise UnknownLauncher(f"{name!r} is not a batch system's launcher")
+    return scheduler
+
+
+def choose_launcher(name: str | None, host: Host) -> Launcher:
+    """The launcher that is meant here.
+
+    Inside an allocation of a batch system (of those that come with hpcviews), no name stands for that system's
+    launcher, and a starter's name for that starter on all nodes of the allocation, if it reaches them. Elsewhere
+    they stand for this machine. SCHEDULER+STARTER means what it says everywhere.
+
+    Raises:
+        UnknownLauncher: There is none of that name.
+    """
+    around = next((n for n, s in load_built_in().schedulers.items() if n != LOCAL and s.allocation(host)), None)
+    if name is None:
+        return get_launcher(around or LOCAL)
+    launcher = get_launcher(name)
+    is_starters_name = launcher.name == launcher.starter.name
+    if around is not None and is_starters_name and launcher.starter.reaches_nodes:
+        return get_launcher(f"{around}+{name}")
+    return launcher
 
 
 def detect(launcher: Launcher, host: Host) -> Detection:

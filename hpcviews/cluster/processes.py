@@ -23,7 +23,7 @@ from typing import Any
 
 from hpcviews import prctl
 from hpcviews.cluster.spec import Host, ProbeOutput, Which
-from hpcviews.environment import MPI_PREFIXES, SCHEDULER_PREFIXES, get_environment, scrub
+from hpcviews.environment import MPI_PREFIXES, SCHEDULER_KEEP, SCHEDULER_PREFIXES, get_environment, scrub
 from hpcviews.errors import LaunchError
 from hpcviews.procfs import Stat, find_descendants, read_all_stats, read_stat
 
@@ -66,8 +66,28 @@ def make_which(environment: Mapping[str, str], python: str = sys.executable) -> 
 
 def run_probe(argv: Sequence[str]) -> ProbeOutput:
     """Run a short command: at most 10 s, C locale, nothing on stdin, outside of any job or MPI world."""
-    environment = scrub(get_environment(), SCHEDULER_PREFIXES + MPI_PREFIXES)
-    environment["LC_ALL"] = "C"
+    return run_command(argv, timeout_s=PROBE_TIMEOUT_S, locale="C")
+
+
+def run_command(
+    argv: Sequence[str], *, timeout_s: float, cwd: str | None = None, locale: str | None = None
+) -> ProbeOutput:
+    """Run a command to its end, outside of any job or MPI world: nothing of theirs is in its environment.
+
+    Args:
+        argv: The command.
+        timeout_s: It is killed then, with all that it started, and its code is None.
+        cwd: Its working directory.
+        locale: LC_ALL; None: ours, which a job that it submits may inherit.
+    """
+    variables = get_environment()
+    prefixes: tuple[str, ...] = SCHEDULER_PREFIXES + MPI_PREFIXES
+    if "SLURM_JOB_ID" not in variables:
+        # Outside of a job SBATCH_ACCOUNT and the like are the user's own defaults.
+        prefixes = tuple(prefix for prefix in prefixes if prefix != "SBATCH_")
+    environment = scrub(variables, prefixes, SCHEDULER_KEEP)
+    if locale is not None:
+        environment["LC_ALL"] = locale
     try:
         with _Popen(
             list(argv),
@@ -75,18 +95,19 @@ def run_probe(argv: Sequence[str]) -> ProbeOutput:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
+            cwd=cwd,
             start_new_session=True,
         ) as probe:
             _owned.add(probe.pid)
             try:
-                out, err = probe.communicate(timeout=PROBE_TIMEOUT_S)
+                out, err = probe.communicate(timeout=timeout_s)
             except BaseException as error:
                 # Its own session is its process group: what it started goes with it, or the pipes stay open.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(probe.pid, signal.SIGKILL)
                 if not isinstance(error, subprocess.TimeoutExpired):
                     raise
-                return ProbeOutput(None, "", f"no answer within {PROBE_TIMEOUT_S:g} s")
+                return ProbeOutput(None, "", f"no answer within {timeout_s:g} s")
             finally:
                 probe.wait()
                 _owned.discard(probe.pid)

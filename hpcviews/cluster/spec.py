@@ -7,6 +7,7 @@ all of them, and hands them what they need to see.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,15 +59,43 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Node:
+    """One node of an allocation."""
+
+    name: str
+    slots: int = 1
+    """How many engines the batch system was asked to make room for: tasks, or cores where no tasks were named."""
+    cores: int = 0
+    """Cores of the allocation there; 0: not known."""
+
+
+@dataclass(frozen=True)
 class Allocation:
     """Nodes to start engines on. Empty `nodes`: this machine."""
 
-    nodes: tuple[str, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    job: str = ""
+    """The batch system's id of it; "": there is none."""
 
     @property
     def is_local(self) -> bool:
         """Whether all engines will be on this machine."""
         return not self.nodes
+
+    @property
+    def slots(self) -> int:
+        """How many engines there is room for."""
+        return sum(node.slots for node in self.nodes)
+
+    def spread(self, n: int) -> list[int]:
+        """How many of `n` engines each node gets: as evenly as the nodes' slots allow, the first nodes first."""
+        counts = [0] * len(self.nodes)
+        heap = [(0.0, index) for index in range(len(self.nodes))]
+        for _ in range(n if heap else 0):
+            _, index = heapq.heappop(heap)
+            counts[index] += 1
+            heapq.heappush(heap, (counts[index] / max(1, self.nodes[index].slots), index))
+        return counts
 
 
 @dataclass(frozen=True)
@@ -111,6 +140,8 @@ class Command:
     """Variables to set."""
     unset_prefixes: tuple[str, ...] = ()
     """Variables to leave out of the inherited environment, by prefix."""
+    keep: tuple[str, ...] = ()
+    """Variables to keep all the same, by name."""
     survives_engine_death: bool = True
     """Whether the other engines live on when one is killed."""
     is_world: bool = False
@@ -152,6 +183,8 @@ class Starter(Protocol):
     """Starts engine processes in an allocation. Entry point group ``hpcviews.starters``."""
 
     name: str
+    reaches_nodes: bool
+    """Whether it can start engines on other nodes of an allocation; otherwise on this machine alone."""
 
     def detect(self, host: Host) -> Detection:
         """Whether it can be used here."""

@@ -43,12 +43,17 @@ class EngineOptions:
     """How long to try to reach the controller before giving up."""
 
 
-_OPTIONS = ("--access", "--set", "--starter", "--expect", "--index", "--logs", "--path", "--timeout", "--n")
+_OPTIONS = (
+    "--access", "--set", "--starter", "--expect", "--index", "--logs", "--path", "--timeout", "--n", "--spread"
+)  # fmt: skip
 _FLAGS = ("--world",)
 
 
 def parse_options(argv: list[str]) -> tuple[EngineOptions, int]:
-    """Options from a command line, and --n (how many engines to fork; 1 if it is not there).
+    """Options from a command line, and how many engines to fork on this node (1 if nothing is said of it).
+
+    ``--n`` says it outright. ``--spread 4,4,2`` is for one fork server per node: the second one has four engines,
+    and the first of them is number 4.
 
     By hand, not by argparse or getopt: this runs once per rank of thousands, and they cost 6 to 8 ms.
 
@@ -80,6 +85,12 @@ def parse_options(argv: list[str]) -> tuple[EngineOptions, int]:
             paths=tuple(value for name, value in pairs if name == "--path"),
             timeout_s=float(given.get("--timeout", "300")),
         )
+        if "--spread" in given:
+            counts = [int(count) for count in given["--spread"].split(",")]
+            node = environment.find_node_index()
+            if node is None or not 0 <= node < len(counts):
+                raise UsageError(f"engine: --spread names {len(counts)} nodes, and this is node {node}")
+            return replace(options, index=sum(counts[:node])), counts[node]
         return options, int(given.get("--n", "1"))
     except ValueError as error:
         raise UsageError(f"engine: {error}") from None

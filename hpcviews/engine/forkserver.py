@@ -73,18 +73,19 @@ class Server:
         gc.collect()
         gc.freeze()
         parent = os.getpid()
-        for index in range(self._n):
+        for local_index in range(self._n):
+            index = self._options.index + local_index
             try:
                 pid = os.fork()
             except OSError as error:
-                _say(f"cannot fork engine {index} of {self._n}: {error.strerror}")
+                _say(f"cannot fork engine {index}, number {local_index} of {self._n} here: {error.strerror}")
                 return False
             if pid == 0:
-                self._be_engine(index, parent)
+                self._be_engine(index, local_index, parent)
             self._engines[pid] = index
         return True
 
-    def _be_engine(self, index: int, parent: int) -> NoReturn:
+    def _be_engine(self, index: int, local_index: int, parent: int) -> NoReturn:
         code = 1
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._engine_mask)
@@ -92,7 +93,7 @@ class Server:
             if os.getppid() == parent:
                 prctl.set_process_name(f"engine {self._options.set_id}.{index}")
                 _make_random_differ()
-                run_engine(replace(self._options, index=index, local_index=index))
+                run_engine(replace(self._options, index=index, local_index=local_index))
                 code = 0
         except BaseException:  # noqa: BLE001 - the top of the engine; nothing may get into the parent's code
             traceback.print_exc()

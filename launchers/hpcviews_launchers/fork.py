@@ -11,6 +11,7 @@ class ForkStarter:
     """Starts engines as forks of one process on this machine."""
 
     name = "fork"
+    reaches_nodes = False
 
     def detect(self, host: Host) -> Detection:
         """Usable wherever Python is."""
@@ -19,7 +20,9 @@ class ForkStarter:
     def command(self, order: EngineOrder, detection: Detection, host: Host) -> Command:
         """The fork server with the engines' own arguments."""
         if not order.allocation.is_local:
-            raise UsageError("the starter fork reaches this machine only; use mpiexec for engines on other nodes")
+            raise UsageError(
+                "the starter fork reaches this machine only; use srun or mpiexec for engines on other nodes"
+            )
         if order.options:
             raise UsageError(f"the starter fork takes no arguments of its own, got {' '.join(order.options)!r}")
         return Command(

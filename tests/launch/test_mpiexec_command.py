@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hpcviews_launchers.mpiexec import MpiexecStarter, parse_library, parse_version
 
-from hpcviews.cluster.spec import Allocation, Detection, EngineOrder, Host, ProbeOutput
+from hpcviews.cluster.spec import Allocation, Detection, EngineOrder, Host, Node, ProbeOutput
+from hpcviews_launchers.mpiexec import MpiexecStarter, parse_library, parse_version
 
 VERSIONS = Path(__file__).parent / "versions"
 ENGINE = ("/opt/my env/python", "-m", "hpcviews.engine", "--access", "/home/a b/'x;y'\n/engine.json", "--world")
@@ -58,7 +58,9 @@ def command_of(
     flavour: str, version: str, *, n: int = 4, is_root: bool = False, nodes: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None, options: tuple[str, ...] = (), scratch: str = "",
 ):  # fmt: skip
-    order = EngineOrder(0, n, ENGINE[0], ENGINE[3:-1], Allocation(nodes), options, scratch)
+    order = EngineOrder(
+        0, n, ENGINE[0], ENGINE[3:-1], Allocation(tuple(Node(name, slots=2) for name in nodes)), options, scratch
+    )
     detection = Detection(True, path="/opt/mpi/bin/mpiexec", facts={"flavour": flavour, "version": version})
     return MpiexecStarter().command(order, detection, Machine("").host(environment, is_root))
 
@@ -197,7 +199,7 @@ def test_open_mpi_keeps_its_session_in_the_scratch_directory(version: str, name:
 
 @pytest.mark.parametrize(
     ("flavour", "flag", "value"),
-    [("openmpi", "--host", "n1:*,n2:*"), ("mpich", "-hosts", "n1,n2"), ("impi", "-hosts", "n1,n2")],
+    [("openmpi", "--host", "n1:2,n2:2"), ("mpich", "-hosts", "n1:2,n2:2"), ("impi", "-hosts", "n1:2,n2:2")],
 )
 def test_nodes_of_an_allocation_are_named(flavour: str, flag: str, value: str) -> None:
     argv = command_of(flavour, "5.0", nodes=("n1", "n2")).argv
@@ -209,9 +211,8 @@ def test_nodes_of_an_allocation_are_named(flavour: str, flag: str, value: str) -
 
 
 def is_unset(name: str, environment: Mapping[str, str], nodes: tuple[str, ...] = ()) -> bool:
-    return name.startswith(
-        command_of("openmpi", "5.0.11", environment=environment, nodes=nodes).unset_prefixes or ("\0",)
-    )
+    command = command_of("openmpi", "5.0.11", environment=environment, nodes=nodes)
+    return name.startswith(command.unset_prefixes or ("\0",)) and name not in command.keep
 
 
 def test_mpi_variables_of_an_outer_rank_are_not_passed_on() -> None:
@@ -229,6 +230,20 @@ def test_on_this_machine_mpiexec_is_kept_from_the_nodes_of_an_outer_job() -> Non
     for name in ("SLURM_JOB_ID", "PBS_NODEFILE", "PBS_JOBID", "LSB_HOSTS"):
         assert is_unset(name, {name: "1"}), name
         assert not is_unset(name, {name: "1"}, nodes=("n1",)), name
+
+
+def test_steps_of_mpiexec_in_a_job_do_not_inherit_options_of_the_users_steps() -> None:
+    inherited = {"SLURM_JOB_ID": "7", "SLURM_CPU_BIND": "cores", "SLURM_NTASKS": "4", "SLURM_MEM_PER_CPU": "100"}
+    for name in ("SLURM_CPU_BIND", "SLURM_NTASKS", "SLURM_MEM_PER_CPU", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK"):
+        assert is_unset(name, inherited, nodes=("n1",)), name
+    assert command_of("impi", "2021.18", environment=inherited, nodes=("n1",)).environment["SLURM_OVERLAP"] == "1"
+
+
+@pytest.mark.parametrize("flavour", ["mpich", "impi"])
+def test_hydra_starts_its_daemons_by_slurm_inside_a_job(flavour: str) -> None:
+    argv = command_of(flavour, "5.0", environment={"SLURM_JOB_ID": "7"}, nodes=("n1", "n2")).argv
+    assert argv[argv.index("-bootstrap") + 1] == "slurm"
+    assert "-bootstrap" not in command_of(flavour, "5.0", nodes=("n1", "n2")).argv
 
 
 # ---------------------------------------------------------------- causes, in the programs' own words

@@ -13,7 +13,7 @@ import pytest
 from hpcviews.cluster import engine_ends as ee
 from hpcviews.cluster import engine_sets as es
 from hpcviews.cluster.plugins import get_launcher
-from hpcviews.cluster.spec import Allocation, Command, Detection, EngineOrder, Host, ProbeOutput
+from hpcviews.cluster.spec import Allocation, Command, Detection, EngineOrder, Host, Node, ProbeOutput
 from hpcviews.controller.events import (
     EndEngines,
     EndSets,
@@ -328,7 +328,7 @@ def test_fork_refuses_starter_arguments(world: World) -> None:
 
 
 def compose(inherited: Mapping[str, str], n: int = 4, nodes: tuple[str, ...] = (), **command: object) -> dict[str, str]:
-    order = EngineOrder(0, n, "python", (), Allocation(nodes))
+    order = EngineOrder(0, n, "python", (), Allocation(tuple(Node(name, slots=2) for name in nodes)))
     return es.compose_environment(
         replace(HOST, environment=inherited), order, Command(("x",), **command)  # type: ignore[arg-type]
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hpcviews.cluster.spec import Allocation, Command, Detection
 
 class Good:
     name = "good"
+    reaches_nodes = True
     def detect(self, host): return Detection(usable=True, version="Good 1.0")
     def command(self, order, detection, host): return Command(("good",))
     def find_cause(self, log): return None
@@ -93,11 +95,32 @@ def test_names_of_launchers(name: str, scheduler: str, starter: str) -> None:
     assert (launcher.name, launcher.scheduler.name, launcher.starter.name) == (name, scheduler, starter)
 
 
+IN_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "meant"),
+    [
+        (None, {}, "local"),
+        (None, IN_A_JOB, "slurm"),
+        ("mpiexec", {}, "mpiexec"),
+        ("mpiexec", IN_A_JOB, "slurm+mpiexec"),
+        ("local+mpiexec", IN_A_JOB, "local+mpiexec"),
+        ("local", IN_A_JOB, "local"),
+        ("fork", IN_A_JOB, "fork"),
+    ],
+)
+def test_launchers_mean_the_job_that_they_are_named_in(
+    name: str | None, environment: dict[str, str], meant: str
+) -> None:
+    assert plugins.choose_launcher(name, replace(HOST, environment=environment)).name == meant
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("mpiexek", "did you mean 'mpiexec'?"),
-        ("slurn", "there are: fork, local, mpiexec"),
+        ("xyz", "there are: fork, local, mpiexec, slurm, srun"),
         ("local+frok", "there is no starter 'frok'; did you mean 'fork'?"),
         ("locale+fork", "there is no scheduler 'locale'; did you mean 'local'?"),
         ("+", "there is no scheduler ''"),
@@ -123,10 +146,10 @@ def test_plugin_of_another_distribution_is_found_by_name() -> None:
 def test_broken_plugins_are_logged_reported_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "hpcviews.cluster.plugins"):
         found = plugins.load_plugins()
-    assert set(found.starters) == {"fork", "mpiexec", "good", "failing"}
+    assert set(found.starters) == {"fork", "mpiexec", "srun", "good", "failing"}
     broken = {b.name: b.why for b in found.broken}
     assert broken.keys() == {"incomplete", "missing", "renamed", "fork"}
-    assert "it lacks command, find_cause" in broken["incomplete"]
+    assert "it lacks command, find_cause, reaches_nodes" in broken["incomplete"]
     assert "No module named 'site_launchers_that_are_not_there'" in broken["missing"]
     assert "calls itself 'good', its entry point 'renamed'" in broken["renamed"]
     assert "the name is taken by hpcviews" in broken["fork"]
@@ -152,6 +175,7 @@ def test_report_of_all_plugins_tells_which_work_and_why_others_do_not() -> None:
     assert reports["starter", "failing", "site-launchers"].why == "its detection failed: OSError: no such device"
     assert reports["starter", "incomplete", "site-launchers"].why.startswith("cannot be loaded: TypeError")
     assert reports["starter", "fork", "hpcviews"].usable and reports["scheduler", "local", "hpcviews"].usable
+    assert "SLURM is not installed here" in reports["scheduler", "slurm", "hpcviews"].why
     assert 'pip install "hpcviews[mpich]"' in reports["starter", "mpiexec", "hpcviews"].why
 
 
